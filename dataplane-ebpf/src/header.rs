@@ -1,0 +1,115 @@
+//! Packet headers as they lie in a frame.
+//!
+//! Fields are byte arrays, so that byte order is visible where it matters. The structures carry the alignment
+//! that the frame gives them (an IPv4 header lies on a multiple of four behind the Ethernet header), which
+//! lets the compiler load whole words instead of single bytes.
+
+/// Length of an Ethernet header without tags, in bytes.
+pub const ETHERNET_LENGTH: usize = 14;
+/// Length of an IPv4 header without options, in bytes.
+pub const IPV4_LENGTH: usize = 20;
+/// Length of a UDP header, in bytes.
+pub const UDP_LENGTH: usize = 8;
+/// Length of a TCP header without options, in bytes.
+pub const TCP_LENGTH: usize = 20;
+/// Length of the ICMP echo header, in bytes.
+pub const ICMP_LENGTH: usize = 8;
+
+/// EtherType of IPv4, as in the frame.
+pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+
+/// IP protocol numbers.
+pub const PROTOCOL_ICMP: u8 = 1;
+/// See [`PROTOCOL_ICMP`].
+pub const PROTOCOL_TCP: u8 = 6;
+/// See [`PROTOCOL_ICMP`].
+pub const PROTOCOL_UDP: u8 = 17;
+
+/// ICMP types (RFC 792).
+pub const ICMP_ECHO_REPLY: u8 = 0;
+/// See [`ICMP_ECHO_REPLY`].
+pub const ICMP_ECHO_REQUEST: u8 = 8;
+
+/// TCP flag bits (RFC 9293).
+pub const TCP_FIN: u8 = 0x01;
+/// See [`TCP_FIN`].
+pub const TCP_SYN: u8 = 0x02;
+/// See [`TCP_FIN`].
+pub const TCP_RST: u8 = 0x04;
+/// See [`TCP_FIN`].
+pub const TCP_ACK: u8 = 0x10;
+
+/// IPv4 flag "don't fragment" in the flags-and-offset word.
+pub const IPV4_DONT_FRAGMENT: u16 = 0x4000;
+/// What makes a packet a fragment: "more fragments" or an offset.
+pub const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
+/// The offset part alone: not zero in every fragment but the first.
+pub const IPV4_OFFSET_MASK: u16 = 0x1fff;
+
+/// Ethernet II header.
+#[repr(C, align(2))]
+#[derive(Clone, Copy, Debug)]
+pub struct Ethernet {
+    pub destination: [u8; 6],
+    pub source: [u8; 6],
+    pub ethertype: [u8; 2],
+}
+
+/// IPv4 header without options (RFC 791).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv4 {
+    pub version_and_length: u8,
+    pub type_of_service: u8,
+    pub total_length: [u8; 2],
+    pub identification: [u8; 2],
+    pub flags_and_offset: [u8; 2],
+    pub time_to_live: u8,
+    pub protocol: u8,
+    pub checksum: [u8; 2],
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+}
+
+/// TCP header without options (RFC 9293).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp {
+    pub source: [u8; 2],
+    pub destination: [u8; 2],
+    pub sequence: [u8; 4],
+    pub acknowledgement: [u8; 4],
+    /// Header length in 32-bit words, in the upper four bits.
+    pub data_offset: u8,
+    pub flags: u8,
+    pub window: [u8; 2],
+    pub checksum: [u8; 2],
+    pub urgent: [u8; 2],
+}
+
+/// UDP header (RFC 768).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug)]
+pub struct Udp {
+    pub source: [u8; 2],
+    pub destination: [u8; 2],
+    pub length: [u8; 2],
+    pub checksum: [u8; 2],
+}
+
+/// ICMP header of an echo request or reply (RFC 792).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug)]
+pub struct IcmpEcho {
+    pub kind: u8,
+    pub code: u8,
+    pub checksum: [u8; 2],
+    pub identifier: [u8; 2],
+    pub sequence: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Ethernet>() == ETHERNET_LENGTH);
+const _: () = assert!(size_of::<Ipv4>() == IPV4_LENGTH);
+const _: () = assert!(size_of::<Tcp>() == TCP_LENGTH);
+const _: () = assert!(size_of::<Udp>() == UDP_LENGTH);
+const _: () = assert!(size_of::<IcmpEcho>() == ICMP_LENGTH);

@@ -1,0 +1,352 @@
+//! Keys and values of the maps, as kernel and user lay them out in memory.
+//!
+//! Addresses and ports are in network byte order, everything else in the host's. There is no padding that the
+//! compiler chose: every byte is named, because a key is compared byte by byte. No field is a `bool`, an enum
+//! or an `Option`, because the other side may hold any bits.
+//!
+//! | map | kind | entries | answers | when full |
+//! |---|---|---|---|---|
+//! | `FLOWS` | LRU hash | 262,144 | where does this 5-tuple go | the least recently used go |
+//! | `INSTANCES` | array | 65,536 | where is instance *i* | user space refuses the next |
+//! | `INSTANCE_INDEX` | hash | 65,536 | which *i* has this instance address | user space refuses the next |
+//! | `NODES` | array | 16,384 | how is node *n* reached | user space refuses the next |
+//! | `PEERS` | hash | 16,384 | which group of nodes sends from this address | user space refuses the next |
+//! | `TUNNELS` | hash | 16,384 | is this address and port a tunnel | user space refuses the next |
+//! | `ENDPOINTS` | hash | 1,024 | who is behind this local namespace address | the attach fails |
+//! | `SERVICES` | hash | 65,536 | which backends has this service address | user space refuses the next |
+//! | `BACKENDS` | hash | 262,144 | which instance is in this slot | user space refuses the service |
+//! | `CURSORS` | array | 65,536 | which slot is next | goes with `SERVICES` |
+//! | `LOCAL_ADDRESSES` | hash | 256 | is this address mine | user space refuses the next |
+//! | `UNKNOWN_PEERS` | array per CPU | 1 | how many strangers were let up this second | – |
+//! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
+
+/// Version of the layout of everything in this file. It names the folder of the pins: a process never takes
+/// over maps of another layout. Raise it with every change to a size, an offset or a meaning.
+pub const LAYOUT: u32 = 1;
+
+/// Entries of each map, as in the table above.
+pub mod capacity {
+    pub const FLOWS: u32 = 262_144;
+    pub const INSTANCES: u32 = 65_536;
+    pub const NODES: u32 = 16_384;
+    pub const ENDPOINTS: u32 = 1_024;
+    pub const SERVICES: u32 = 65_536;
+    pub const BACKENDS: u32 = 262_144;
+    pub const LOCAL_ADDRESSES: u32 = 256;
+}
+
+/// Index in `NODES` of this node itself.
+pub const THIS_NODE: u32 = 0;
+
+/// Key of `FLOWS`. Forward entries run from a namespace address to a service or instance address, reverse
+/// entries from an instance address to a namespace address, so the two kinds never meet.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct FlowKey {
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+    /// The identifier for ICMP echo requests, zero for replies.
+    pub source_port: [u8; 2],
+    /// Zero for ICMP echo requests, the identifier for replies.
+    pub destination_port: [u8; 2],
+    pub protocol: u8,
+    pub zero: [u8; 3],
+}
+
+impl FlowKey {
+    /// The key of the packets that answer this one, when neither side is translated.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            zero: [0; 3],
+        }
+    }
+}
+
+/// Value of `FLOWS`: a decision. Place and path are looked up per packet.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Flow {
+    /// Incarnation of the instance when the decision was made; the flow ends when it differs.
+    pub incarnation: u64,
+    /// Index in `INSTANCES` of the far end.
+    pub instance: u32,
+    /// When a packet was last seen, in units of 2^30 ns of the monotonic clock.
+    pub last_seen: u32,
+    /// Forward: the destination the client chose. Reverse: the same, shown to the client as source.
+    pub shown: [u8; 4],
+    /// Forward: the source port the server sees. Reverse: the source port the client chose.
+    pub port: [u8; 2],
+    /// Bits of [`state`].
+    pub state: u8,
+    pub zero: u8,
+}
+
+/// Bits of [`Flow::state`].
+pub mod state {
+    /// This entry carries the answers of a flow.
+    pub const REVERSE: u8 = 0x01;
+    /// An answer was seen.
+    pub const ANSWERED: u8 = 0x02;
+    /// One side has ended the connection: the next SYN may choose anew.
+    pub const CLOSING: u8 = 0x04;
+}
+
+/// Value of `INSTANCES`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Instance {
+    /// Where the instance is. One word, so that a move is seen whole or not at all.
+    pub place: Place,
+    /// Never reused; zero marks a vacant slot.
+    pub incarnation: u64,
+    /// The address that the instance shows to others.
+    pub address: [u8; 4],
+    /// Which application the instance belongs to; zero when unknown.
+    pub application: u32,
+    /// Bits of [`instance_flags`].
+    pub flags: u32,
+    pub zero: u32,
+}
+
+/// Bits of [`Instance::flags`].
+pub mod instance_flags {
+    /// Takes no new flows, keeps those it has.
+    pub const DRAINING: u32 = 0x01;
+}
+
+/// A namespace address and the index of the node it is on.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Place(pub u64);
+
+impl Place {
+    #[inline(always)]
+    pub const fn new(address: [u8; 4], node: u32) -> Self {
+        Self(u32::from_ne_bytes(address) as u64 | (node as u64) << 32)
+    }
+
+    #[inline(always)]
+    pub const fn address(self) -> [u8; 4] {
+        (self.0 as u32).to_ne_bytes()
+    }
+
+    /// Index in `NODES`.
+    #[inline(always)]
+    pub const fn node(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Value of `NODES`: the path to a node.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Node {
+    /// Monotonic time in ns up to which `ethernet` may be used; afterwards the kernel resolves the neighbour.
+    pub valid_until: u64,
+    /// Ethernet header towards the node: next hop, own address, EtherType.
+    pub ethernet: [u8; 14],
+    /// Bits of [`node_flags`].
+    pub flags: u16,
+    /// Outer source address.
+    pub local: [u8; 4],
+    /// Outer destination address.
+    pub remote: [u8; 4],
+    /// Index of the interface towards the node; zero marks a vacant slot.
+    pub interface: u32,
+    /// The group of nodes that share the outer address `remote` (see `PEERS`); zero is this node.
+    pub group: u32,
+    /// UDP port of the tunnel at the node.
+    pub port: [u8; 2],
+    pub zero: [u8; 2],
+    /// Largest outer packet on the way, in bytes.
+    pub mtu: u32,
+    /// Round-trip time in microseconds, zero when not measured.
+    pub round_trip: u32,
+    pub zero_end: u32,
+}
+
+/// Bits of [`Node::flags`].
+pub mod node_flags {
+    /// Send from the tunnel port itself: the peer is behind a NAT that maps by source port.
+    pub const FIXED_SOURCE_PORT: u16 = 0x01;
+    /// The peer is a node of the original system: no frames of our own.
+    pub const LEGACY: u16 = 0x02;
+    /// The peer does not answer.
+    pub const UNREACHABLE: u16 = 0x04;
+}
+
+/// Value of `ENDPOINTS`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Endpoint {
+    /// The host's end: of the veth, the tap, or `oak0`.
+    pub interface: u32,
+    /// Index in `INSTANCES` of the endpoint itself.
+    pub instance: u32,
+    /// The address that the endpoint shows to others.
+    pub instance_address: [u8; 4],
+    /// Which application the endpoint belongs to; zero when unknown.
+    pub application: u32,
+    /// The address of the endpoint's own end of the link.
+    pub mac: [u8; 6],
+    /// One of [`delivery`].
+    pub delivery: u8,
+    pub zero: u8,
+}
+
+/// Values of [`Endpoint::delivery`].
+pub mod delivery {
+    /// Straight into the network namespace at the other end of the veth.
+    pub const PEER: u8 = 0;
+    /// Out of the interface, as for a tap.
+    pub const REDIRECT: u8 = 1;
+    /// The node itself, through `oak0`.
+    pub const HOST: u8 = 2;
+}
+
+/// Value of `SERVICES`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Service {
+    /// Which backends: one word, so that generation and number always belong together.
+    pub set: BackendSet,
+    /// Index in `CURSORS`, and first part of the key of `BACKENDS`.
+    pub id: u32,
+    /// When a flow last chose, in units of 2^30 ns of the monotonic clock.
+    pub last_used: u32,
+}
+
+/// A generation of backends of a service, their number, and how one of them is chosen.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct BackendSet(pub u64);
+
+impl BackendSet {
+    #[inline(always)]
+    pub const fn new(generation: u32, backends: u16, policy: u8) -> Self {
+        Self(generation as u64 | (backends as u64) << 32 | (policy as u64) << 48)
+    }
+
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    pub const fn backends(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// One of [`policy`].
+    #[inline(always)]
+    pub const fn policy(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+}
+
+/// Values of [`BackendSet::policy`].
+pub mod policy {
+    /// Each backend in turn.
+    pub const ROUND_ROBIN: u8 = 0;
+}
+
+/// Key of `BACKENDS`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct BackendKey {
+    pub service: u32,
+    pub generation: u32,
+    pub slot: u32,
+}
+
+/// Key of `TUNNELS`: where a tunnel listens. The value is an index in `NODES`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct TunnelKey {
+    pub address: [u8; 4],
+    pub port: [u8; 2],
+    pub zero: [u8; 2],
+}
+
+/// Value of `COUNTERS`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Value of `UNKNOWN_PEERS`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RateWindow {
+    /// Which window, in units of 2^30 ns of the monotonic clock.
+    pub window: u32,
+    /// Packets that passed in it.
+    pub passed: u32,
+}
+
+/// Packets from unknown outer sources that each CPU lets up to NetManager in a window of 2^30 ns.
+pub const UNKNOWN_PEERS_PER_WINDOW: u32 = 64;
+
+// U-73: sizes and the offsets that the programs' single-word loads rely on, for host and bpf alike.
+const _: () = {
+    assert!(size_of::<FlowKey>() == 16);
+    assert!(size_of::<Flow>() == 24);
+    assert!(size_of::<Instance>() == 32 && core::mem::offset_of!(Instance, place) == 0);
+    assert!(size_of::<Node>() == 56 && core::mem::offset_of!(Node, ethernet) == 8);
+    assert!(size_of::<Endpoint>() == 24);
+    assert!(size_of::<Service>() == 16 && core::mem::offset_of!(Service, set) == 0);
+    assert!(size_of::<BackendKey>() == 12);
+    assert!(size_of::<TunnelKey>() == 8);
+    assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<RateWindow>() == 8);
+};
+
+#[cfg(feature = "user")]
+mod plain_data {
+    use super::*;
+
+    macro_rules! plain_data {
+        ($($type:ty),+ $(,)?) => {
+            // SAFETY: every type listed consists of integers and byte arrays without padding (the sizes are
+            // asserted above), so that any bytes are a valid value and all its bytes are initialised.
+            $(unsafe impl aya::Pod for $type {})+
+        };
+    }
+
+    plain_data!(
+        FlowKey, Flow, Instance, Node, Endpoint, Service, BackendKey, TunnelKey, Counter, RateWindow
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// U-73: no type has padding: the sizes of the fields add up.
+    #[test]
+    fn u73_fields_fill_the_types() {
+        assert_eq!(size_of::<FlowKey>(), 4 + 4 + 2 + 2 + 1 + 3);
+        assert_eq!(size_of::<Flow>(), 8 + 4 + 4 + 4 + 2 + 1 + 1);
+        assert_eq!(size_of::<Instance>(), 8 + 8 + 4 + 4 + 4 + 4);
+        assert_eq!(size_of::<Node>(), 8 + 14 + 2 + 4 + 4 + 4 + 4 + 2 + 2 + 4 + 4 + 4);
+        assert_eq!(size_of::<Endpoint>(), 4 + 4 + 4 + 4 + 6 + 1 + 1);
+        assert_eq!(size_of::<Service>(), 8 + 4 + 4);
+        assert_eq!(size_of::<TunnelKey>(), 4 + 2 + 2);
+    }
+
+    #[test]
+    fn words_give_back_what_went_in() {
+        let place = Place::new([10, 18, 0, 66], 16_383);
+        assert_eq!((place.address(), place.node()), ([10, 18, 0, 66], 16_383));
+        let set = BackendSet::new(u32::MAX, 1_000, policy::ROUND_ROBIN);
+        assert_eq!((set.generation(), set.backends(), set.policy()), (u32::MAX, 1_000, policy::ROUND_ROBIN));
+    }
+}
