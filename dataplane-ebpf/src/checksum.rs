@@ -45,6 +45,21 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
+/// The sum of a header's words. `T` consists of byte arrays, has no padding and a length that is a multiple of
+/// two.
+#[inline(always)]
+pub const fn sum_words<T: Copy>(header: &T) -> u64 {
+    let words = (&raw const *header).cast::<[u8; 2]>();
+    let mut sum = 0;
+    let mut word = 0;
+    while word < size_of::<T>() / 2 {
+        // SAFETY: within the header, and byte arrays have no alignment.
+        sum += u16::from_ne_bytes(unsafe { *words.add(word) }) as u64;
+        word += 1;
+    }
+    sum
+}
+
 /// The sum of `bytes` as 16-bit words, not folded; an odd last byte counts as if a zero followed.
 pub fn sum(bytes: &[u8]) -> u64 {
     bytes
@@ -107,6 +122,9 @@ mod tests {
 
     #[test]
     fn sum_of_a_valid_header_folds_to_all_ones() {
-        assert_eq!(fold(sum(&ipv4_header([10, 18, 0, 2], [10, 30, 55, 55], 99))), 0xffff);
+        assert_eq!(
+            fold(sum(&ipv4_header([10, 18, 0, 2], [10, 30, 55, 55], 99))),
+            0xffff
+        );
     }
 }

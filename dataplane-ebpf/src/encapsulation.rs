@@ -1,9 +1,7 @@
 //! The tunnel: a bare inner IPv4 packet behind an outer IPv4 and UDP header, nothing of ours in between.
 
 use crate::checksum;
-use crate::header::{
-    ETHERNET_LENGTH, IPV4_DONT_FRAGMENT, IPV4_LENGTH, Ipv4, PROTOCOL_UDP, UDP_LENGTH, Udp,
-};
+use crate::header::{ETHERNET_LENGTH, IPV4_DONT_FRAGMENT, IPV4_LENGTH, Ipv4, PROTOCOL_UDP, UDP_LENGTH, Udp};
 
 /// Bytes that the tunnel adds to a packet: outer IPv4 and UDP.
 pub const OVERHEAD: usize = IPV4_LENGTH + UDP_LENGTH;
@@ -71,7 +69,11 @@ impl Outer {
 }
 
 const fn saturate(length: usize) -> u16 {
-    if length > u16::MAX as usize { u16::MAX } else { length as u16 }
+    if length > u16::MAX as usize {
+        u16::MAX
+    } else {
+        length as u16
+    }
 }
 
 /// A source port for the tunnel that differs between flows, so that the receiver's queues share the load.
@@ -126,7 +128,12 @@ mod tests {
 
     #[test]
     fn lengths_beyond_the_field_saturate() {
-        let tunnel = Tunnel { local: [192, 0, 2, 1], remote: [192, 0, 2, 2], source_port: [0; 2], port: [0; 2] };
+        let tunnel = Tunnel {
+            local: [192, 0, 2, 1],
+            remote: [192, 0, 2, 2],
+            source_port: [0; 2],
+            port: [0; 2],
+        };
         assert_eq!(Outer::new(tunnel, 0, 65_535).ipv4.total_length, [0xff, 0xff]);
     }
 }

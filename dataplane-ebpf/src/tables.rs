@@ -347,6 +347,9 @@ mod tests {
         let place = Place::new([10, 18, 0, 66], 16_383);
         assert_eq!((place.address(), place.node()), ([10, 18, 0, 66], 16_383));
         let set = BackendSet::new(u32::MAX, 1_000, policy::ROUND_ROBIN);
-        assert_eq!((set.generation(), set.backends(), set.policy()), (u32::MAX, 1_000, policy::ROUND_ROBIN));
+        assert_eq!(
+            (set.generation(), set.backends(), set.policy()),
+            (u32::MAX, 1_000, policy::ROUND_ROBIN)
+        );
     }
 }

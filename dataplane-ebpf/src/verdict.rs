@@ -15,7 +15,12 @@ pub enum Hook {
 }
 
 impl Hook {
-    pub const ALL: [Self; 4] = [Self::FromEndpoint, Self::FromOak0, Self::FromHost, Self::FromUplink];
+    pub const ALL: [Self; 4] = [
+        Self::FromEndpoint,
+        Self::FromOak0,
+        Self::FromHost,
+        Self::FromUplink,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {

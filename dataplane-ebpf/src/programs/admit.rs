@@ -1,0 +1,145 @@
+//! The walk of a packet from the wire: who may enter the overlay.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_ebpf::address::{in_overlay, is_service_or_instance};
+use dataplane_ebpf::encapsulation::{INNER_OFFSET, OVERHEAD};
+use dataplane_ebpf::header::{
+    ETHERNET_LENGTH, IPV4_FRAGMENT_MASK, IPV4_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_UDP, UDP_LENGTH, Udp,
+};
+use dataplane_ebpf::tables::{Endpoint, FlowKey, THIS_NODE};
+use dataplane_ebpf::verdict::{Action, DropReason, Hook};
+
+use super::maps::NODES;
+use super::parse::Transport;
+use super::{Outcome, deliver, encap, flow, maps, outbound, packet, parse, translate};
+
+/// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node
+/// nor addressed to the overlay passes unchanged.
+#[inline(always)]
+pub fn walk(ctx: &mut TcContext) -> Outcome {
+    if !parse::is_ipv4(ctx) {
+        return Ok(Action::Pass);
+    }
+    let Ok(outer) = parse::ipv4(ctx) else {
+        return Ok(Action::Pass);
+    };
+    if in_overlay(outer.destination) {
+        return Err(DropReason::Unencapsulated);
+    }
+    if !is_tunnel(ctx, &outer) {
+        return Ok(Action::Pass);
+    }
+    let inner_length = inner_length(ctx, &outer)?;
+    let Some(group) = maps::peer_group(outer.source) else {
+        // NetManager owns the socket of the tunnel port: it may learn of a new peer this way.
+        return if maps::may_hand_up_stranger() {
+            Ok(Action::Stranger)
+        } else {
+            Err(DropReason::UnknownPeer)
+        };
+    };
+    let inner = inner(ctx, inner_length)?;
+    let transport = parse::transport(
+        ctx,
+        INNER_OFFSET,
+        &inner,
+        DropReason::InnerShort,
+        DropReason::InnerMalformed,
+    )?;
+    let receiver = maps::endpoint(inner.destination).ok_or(DropReason::DestinationNotLocal)?;
+    if !is_service_or_instance(inner.source) {
+        return Err(DropReason::SourceNotOverlay);
+    }
+    let key = parse::flow_key(&inner, &transport);
+    let shown = admit(&key, &transport, group)?;
+    enter(ctx, &key, &shown, &receiver)
+}
+
+/// Whether the packet is for the tunnel port at one of this node's own addresses.
+#[inline(always)]
+fn is_tunnel(ctx: &TcContext, outer: &Ipv4) -> bool {
+    outer.protocol == PROTOCOL_UDP
+        && parse::fragment_word(outer) & IPV4_OFFSET_MASK == 0
+        && parse::udp_ports(ctx, ETHERNET_LENGTH + parse::header_length(outer))
+            .is_some_and(|(_, port)| port == maps::tunnel_port())
+        && maps::is_local(outer.destination)
+}
+
+/// Bytes of the datagram's payload, its outer headers checked against each other.
+#[inline(always)]
+fn inner_length(ctx: &TcContext, outer: &Ipv4) -> Result<usize, DropReason> {
+    if parse::fragment_word(outer) & IPV4_FRAGMENT_MASK != 0 {
+        return Err(DropReason::OuterFragment);
+    }
+    if parse::header_length(outer) != IPV4_LENGTH || parse::total_length(outer) < OVERHEAD {
+        return Err(DropReason::OuterMalformed);
+    }
+    let udp = packet::read::<Udp>(ctx, ETHERNET_LENGTH + IPV4_LENGTH).ok_or(DropReason::OuterMalformed)?;
+    let length = u16::from_be_bytes(udp.length) as usize;
+    if length != parse::total_length(outer) - IPV4_LENGTH {
+        return Err(DropReason::OuterMalformed);
+    }
+    Ok(length - UDP_LENGTH)
+}
+
+/// The inner header: IPv4 without options, not a fragment, as long as the datagram says.
+#[inline(always)]
+fn inner(ctx: &TcContext, inner_length: usize) -> Result<Ipv4, DropReason> {
+    if inner_length == 0 {
+        return Err(DropReason::InnerShort);
+    }
+    let version = packet::read::<u8>(ctx, INNER_OFFSET).ok_or(DropReason::InnerShort)?;
+    if version >> 4 != 4 {
+        return Err(DropReason::InnerVersion);
+    }
+    if inner_length < IPV4_LENGTH {
+        return Err(DropReason::InnerShort);
+    }
+    let inner = packet::read::<Ipv4>(ctx, INNER_OFFSET).ok_or(DropReason::InnerShort)?;
+    if parse::header_length(&inner) < IPV4_LENGTH || parse::total_length(&inner) != inner_length {
+        return Err(DropReason::InnerMalformed);
+    }
+    parse::refuse_unsupported(&inner)?;
+    Ok(inner)
+}
+
+/// Whether the inner source lives with this group of nodes, or is not known yet; and what the receiver is shown.
+/// A flow that is known names the instance, which saves its look-up.
+#[inline(always)]
+fn admit(key: &FlowKey, transport: &Transport, group: u32) -> Result<FlowKey, DropReason> {
+    let mut shown = *key;
+    if let Some(decision) = flow::known(key) {
+        match maps::instance(decision.instance) {
+            Some(instance) if instance.incarnation == decision.incarnation => {
+                lives_with(instance.place.node(), group)?;
+                outbound::show(&mut shown, transport, &decision);
+                return Ok(shown);
+            }
+            // The instance is gone: only something new may come from its address.
+            _ if transport.begins => flow::forget(&flow::forward_key(key, &decision), key),
+            _ => return Err(DropReason::InstanceGone),
+        }
+    }
+    if let Some(instance) = maps::instance_index(key.source).and_then(maps::instance) {
+        lives_with(instance.place.node(), group)?;
+    }
+    Ok(shown)
+}
+
+#[inline(always)]
+fn lives_with(node: u32, group: u32) -> Result<(), DropReason> {
+    match NODES.get(node) {
+        Some(path) if node != THIS_NODE && path.group == group => Ok(()),
+        _ => Err(DropReason::SourceNotOnNode),
+    }
+}
+
+/// Translates the inner packet, takes the outer headers off and delivers.
+#[inline(always)]
+fn enter(ctx: &TcContext, key: &FlowKey, shown: &FlowKey, receiver: &Endpoint) -> Outcome {
+    if shown != key {
+        translate::rewrite(ctx, INNER_OFFSET, key, shown)?;
+    }
+    encap::remove(ctx)?;
+    deliver::to_endpoint(ctx, Hook::FromUplink, receiver)
+}

@@ -1,0 +1,174 @@
+//! Flows: the table of decisions, and how a decision is entered into it.
+//!
+//! A flow has two entries. The forward entry says where the client's packets go, the reverse entry what the
+//! client is shown as the source of the answers. The reverse entry is written first, so that no packet leaves
+//! whose answer could not be translated back.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use dataplane_ebpf::tables::{Flow, FlowKey, Instance, state};
+use dataplane_ebpf::verdict::DropReason;
+
+use super::maps::{self, FLOWS};
+
+/// `EEXIST`, as map updates return it.
+const ALREADY_EXISTS: i32 = -17;
+/// Source ports tried when the client's own is taken towards the instance.
+const CANDIDATES: u32 = 8;
+
+/// A copy of what an entry says.
+#[derive(Clone, Copy)]
+pub struct Decision {
+    pub instance: u32,
+    pub incarnation: u64,
+    pub shown: [u8; 4],
+    pub port: [u8; 2],
+    pub state: u8,
+}
+
+/// Looks a flow up and marks it as used, at most once in 2^30 ns.
+#[inline(always)]
+pub fn known(key: &FlowKey) -> Option<Decision> {
+    let flow = FLOWS.get_ptr_mut(key)?;
+    let now = maps::coarse_time();
+    // SAFETY: the verifier has seen the null check. The entry may be recycled by another CPU while it is read;
+    // then this packet follows the decision of a flow that ended at this moment, and the next one does not.
+    unsafe {
+        if (*flow).last_seen != now {
+            (*flow).last_seen = now;
+        }
+        Some(Decision {
+            instance: (*flow).instance,
+            incarnation: (*flow).incarnation,
+            shown: (*flow).shown,
+            port: (*flow).port,
+            state: (*flow).state,
+        })
+    }
+}
+
+/// Adds bits to an entry's state. Rare: when a flow is answered first, and when it ends.
+#[inline(always)]
+pub fn mark(key: &FlowKey, bits: u8) {
+    if let Some(flow) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: as in `known`. Two CPUs may write at once; both bits describe the end of the same flow.
+        unsafe { (*flow).state |= bits };
+    }
+}
+
+/// Removes both entries of a flow. Either may be gone already.
+#[inline(always)]
+pub fn forget(forward: &FlowKey, reverse: &FlowKey) {
+    if FLOWS.remove(forward).is_err() {}
+    if FLOWS.remove(reverse).is_err() {}
+}
+
+/// The key of the answers: from the instance's own address to the client's namespace address.
+#[inline(always)]
+pub fn reverse_key(forward: &FlowKey, instance_address: [u8; 4], port: [u8; 2]) -> FlowKey {
+    FlowKey {
+        source: instance_address,
+        destination: forward.source,
+        source_port: forward.destination_port,
+        destination_port: port,
+        protocol: forward.protocol,
+        zero: [0; 3],
+    }
+}
+
+/// The key of the client's packets, from that of the answers and what the reverse entry says.
+#[inline(always)]
+pub fn forward_key(reverse: &FlowKey, decision: &Decision) -> FlowKey {
+    FlowKey {
+        source: reverse.destination,
+        destination: decision.shown,
+        source_port: decision.port,
+        destination_port: reverse.source_port,
+        protocol: reverse.protocol,
+        zero: [0; 3],
+    }
+}
+
+/// Enters the decision that `forward` goes to `instance`, under a source port that no other flow of this
+/// client towards the instance has. When another CPU enters the flow at the same moment, its decision counts.
+#[inline(always)]
+pub fn open(
+    forward: &FlowKey,
+    index: u32,
+    instance: &Instance,
+    may_change_port: bool,
+) -> Result<Decision, DropReason> {
+    let mut entry = Flow {
+        incarnation: instance.incarnation,
+        instance: index,
+        last_seen: maps::coarse_time(),
+        shown: forward.destination,
+        port: forward.source_port,
+        state: state::REVERSE,
+        zero: 0,
+    };
+    let mut port = forward.source_port;
+    let mut attempt = 0;
+    let reverse = loop {
+        let reverse = reverse_key(forward, instance.address, port);
+        match FLOWS.insert(reverse, entry, BPF_NOEXIST.into()) {
+            Ok(()) => break reverse,
+            Err(ALREADY_EXISTS) if is_own(&reverse, &entry) => break reverse,
+            Err(ALREADY_EXISTS) if may_change_port && attempt < CANDIDATES => {
+                port = candidate(forward, attempt);
+                attempt += 1;
+            }
+            Err(ALREADY_EXISTS) => return Err(DropReason::PortCollision),
+            Err(_) => return Err(DropReason::FlowTableFull),
+        }
+    };
+    entry.port = port;
+    entry.state = 0;
+    match FLOWS.insert(forward, entry, BPF_NOEXIST.into()) {
+        Ok(()) => Ok(decision(&entry)),
+        Err(ALREADY_EXISTS) => {
+            let winner = known(forward).ok_or(DropReason::FlowTableFull)?;
+            if winner.instance != index || winner.port != port {
+                if FLOWS.remove(reverse).is_err() {}
+            }
+            Ok(winner)
+        }
+        Err(_) => {
+            if FLOWS.remove(reverse).is_err() {}
+            Err(DropReason::FlowTableFull)
+        }
+    }
+}
+
+/// Whether the reverse entry at `key` belongs to the flow that is being opened: its forward entry was evicted,
+/// or another CPU is entering it right now.
+#[inline(always)]
+fn is_own(key: &FlowKey, entry: &Flow) -> bool {
+    FLOWS.get_ptr(key).is_some_and(|found| {
+        // SAFETY: the verifier has seen the null check; only compared, see `known`.
+        let found = unsafe { &*found };
+        found.shown == entry.shown && found.port == entry.port && found.incarnation == entry.incarnation
+    })
+}
+
+/// A source port from 32768–49151 that differs between clients, flows and attempts.
+#[inline(always)]
+fn candidate(forward: &FlowKey, attempt: u32) -> [u8; 2] {
+    let mixed = u32::from_ne_bytes(forward.source)
+        ^ u32::from_ne_bytes(forward.destination).rotate_left(7)
+        ^ (u16::from_ne_bytes(forward.source_port) as u32) << 16
+        ^ u16::from_ne_bytes(forward.destination_port) as u32
+        ^ attempt.wrapping_mul(0x85eb_ca6b);
+    let hash = mixed.wrapping_mul(0x9e37_79b1) >> 16;
+    (0x8000 | (hash as u16 & 0x3fff)).to_be_bytes()
+}
+
+#[inline(always)]
+fn decision(flow: &Flow) -> Decision {
+    Decision {
+        instance: flow.instance,
+        incarnation: flow.incarnation,
+        shown: flow.shown,
+        port: flow.port,
+        state: flow.state,
+    }
+}

@@ -1,0 +1,149 @@
+//! The maps, and the few ways in which the programs use them. Sizes and meaning: `dataplane_ebpf::tables`.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use dataplane_ebpf::tables::{
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, RateWindow, Service, TunnelKey,
+    UNKNOWN_PEERS_PER_WINDOW, capacity,
+};
+use dataplane_ebpf::verdict;
+
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
+#[map]
+pub static INSTANCES: Array<Instance> = Array::with_max_entries(capacity::INSTANCES, 0);
+#[map]
+pub static INSTANCE_INDEX: HashMap<[u8; 4], u32> =
+    HashMap::with_max_entries(capacity::INSTANCES, BPF_F_NO_PREALLOC);
+#[map]
+pub static NODES: Array<Node> = Array::with_max_entries(capacity::NODES, 0);
+#[map]
+pub static PEERS: HashMap<[u8; 4], u32> = HashMap::with_max_entries(capacity::NODES, BPF_F_NO_PREALLOC);
+#[map]
+pub static TUNNELS: HashMap<TunnelKey, u32> = HashMap::with_max_entries(capacity::NODES, BPF_F_NO_PREALLOC);
+#[map]
+pub static ENDPOINTS: HashMap<[u8; 4], Endpoint> =
+    HashMap::with_max_entries(capacity::ENDPOINTS, BPF_F_NO_PREALLOC);
+#[map]
+pub static SERVICES: HashMap<[u8; 4], Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+#[map]
+pub static BACKENDS: HashMap<BackendKey, u32> =
+    HashMap::with_max_entries(capacity::BACKENDS, BPF_F_NO_PREALLOC);
+#[map]
+pub static CURSORS: Array<u64> = Array::with_max_entries(capacity::SERVICES, 0);
+#[map]
+pub static LOCAL_ADDRESSES: HashMap<[u8; 4], u32> =
+    HashMap::with_max_entries(capacity::LOCAL_ADDRESSES, BPF_F_NO_PREALLOC);
+#[map]
+pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(verdict::COUNTERS, 0);
+
+/// Index of `oak0`, set when the programs are loaded.
+#[unsafe(no_mangle)]
+static OAK0_INTERFACE: u32 = 0;
+/// The UDP port on which this node takes tunnel datagrams, set when the programs are loaded.
+#[unsafe(no_mangle)]
+static TUNNEL_PORT: u16 = dataplane_ebpf::address::TUNNEL_PORT;
+
+#[inline(always)]
+pub fn oak0_interface() -> u32 {
+    // SAFETY: a valid static; volatile, because its value is set between compilation and loading.
+    unsafe { core::ptr::read_volatile(&raw const OAK0_INTERFACE) }
+}
+
+/// In network byte order.
+#[inline(always)]
+pub fn tunnel_port() -> [u8; 2] {
+    // SAFETY: as in `oak0_interface`.
+    unsafe { core::ptr::read_volatile(&raw const TUNNEL_PORT) }.to_be_bytes()
+}
+
+/// The clock of `last_seen`, `last_used` and rate windows: units of 2^30 ns, cheap to read.
+#[inline(always)]
+pub fn coarse_time() -> u32 {
+    // SAFETY: the helper takes no argument and only reads the clock.
+    (unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() } >> 30) as u32
+}
+
+/// A copy of a map's value: the map may replace or recycle it at any moment, so nothing holds on to it.
+#[inline(always)]
+pub fn endpoint(address: [u8; 4]) -> Option<Endpoint> {
+    // SAFETY: the value is copied at once; a concurrent update may be seen in part only for fields that are
+    // each meaningful alone.
+    unsafe { ENDPOINTS.get(address) }.copied()
+}
+
+/// The instance in a slot, unless the slot is vacant.
+#[inline(always)]
+pub fn instance(index: u32) -> Option<&'static Instance> {
+    INSTANCES.get(index).filter(|instance| instance.incarnation != 0)
+}
+
+/// Index of the instance with this instance address.
+#[inline(always)]
+pub fn instance_index(address: [u8; 4]) -> Option<u32> {
+    // SAFETY: the value is copied at once.
+    unsafe { INSTANCE_INDEX.get(address) }.copied()
+}
+
+/// Whether `address` is one of this node's own.
+#[inline(always)]
+pub fn is_local(address: [u8; 4]) -> bool {
+    // SAFETY: only the presence is used.
+    unsafe { LOCAL_ADDRESSES.get(address) }.is_some()
+}
+
+/// The group of nodes that send from this outer address.
+#[inline(always)]
+pub fn peer_group(address: [u8; 4]) -> Option<u32> {
+    // SAFETY: the value is copied at once.
+    unsafe { PEERS.get(address) }.copied()
+}
+
+/// Whether a tunnel listens at this address and port.
+#[inline(always)]
+pub fn is_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
+    // SAFETY: only the presence is used.
+    unsafe {
+        TUNNELS.get(TunnelKey {
+            address,
+            port,
+            zero: [0; 2],
+        })
+    }
+    .is_some()
+}
+
+/// Whether another packet from an unknown outer source may be handed up in this window.
+#[inline(always)]
+pub fn may_hand_up_stranger() -> bool {
+    let Some(rate) = UNKNOWN_PEERS.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: a value of this CPU alone, and a program is not preempted by another on the same map's CPU.
+    let rate = unsafe { &mut *rate };
+    let window = coarse_time();
+    if rate.window != window {
+        *rate = RateWindow { window, passed: 0 };
+    }
+    let allowed = rate.passed < UNKNOWN_PEERS_PER_WINDOW;
+    if allowed {
+        rate.passed += 1;
+    }
+    allowed
+}
+
+/// Adds one packet to a row of `COUNTERS`.
+#[inline(always)]
+pub fn count(index: u32, bytes: u64) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: a value of this CPU alone; the verifier has seen the null check.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += bytes;
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The walk of a packet that an endpoint or the node itself sends.
+
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::programs::TcContext;
+use dataplane_ebpf::address::{in_overlay, is_service_or_instance};
+use dataplane_ebpf::header::{
+    ETHERNET_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_FIN, TCP_RST,
+};
+use dataplane_ebpf::tables::{Endpoint, FlowKey, Instance, THIS_NODE, delivery, state};
+use dataplane_ebpf::verdict::{Action, DropReason, Hook};
+
+use super::deliver::redirected;
+use super::flow::Decision;
+use super::parse::Transport;
+use super::{Outcome, balance, deliver, encap, flow, maps, parse, reset, translate};
+
+/// Where a packet goes that is not dropped on the spot.
+enum Destination {
+    /// This decision, and the instance it names.
+    Instance(Decision, Instance),
+    /// Nobody here knows the address.
+    Unknown,
+    /// A service, but the packet may not begin a flow to it.
+    Refused,
+}
+
+/// From the endpoint's frame to a delivered or tunnelled one. What is not ours passes unchanged.
+#[inline(always)]
+pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
+    if !parse::is_ipv4(ctx) {
+        return Ok(Action::Pass);
+    }
+    let ip = parse::ipv4(ctx)?;
+    let endpoint = match source(ctx, hook, &ip)? {
+        Some(endpoint) => endpoint,
+        None => return Ok(Action::Pass),
+    };
+    if !in_overlay(ip.destination) {
+        return not_ours(ctx, &ip);
+    }
+    if !is_service_or_instance(ip.destination) {
+        return to_oneself(ctx, hook, &ip);
+    }
+    parse::refuse_unsupported(&ip)?;
+    let transport = parse::transport(
+        ctx,
+        ETHERNET_LENGTH,
+        &ip,
+        DropReason::Short,
+        DropReason::Malformed,
+    )?;
+    let key = parse::flow_key(&ip, &transport);
+
+    match destination(&key, &transport)? {
+        Destination::Instance(decision, instance) => {
+            forward(ctx, hook, &ip, &transport, &key, &endpoint, &decision, &instance)
+        }
+        Destination::Unknown => match hook {
+            Hook::FromOak0 => Err(DropReason::Unresolved),
+            Hook::FromHost => Ok(Action::Park),
+            // SAFETY: the helper takes integers only and checks the interface.
+            Hook::FromEndpoint | Hook::FromUplink => {
+                redirected(unsafe { bpf_redirect(maps::oak0_interface(), 0) }, Action::Park)
+            }
+        },
+        Destination::Refused if ip.protocol == PROTOCOL_TCP => reset::answer(ctx, &ip, &endpoint),
+        Destination::Refused => Err(DropReason::NoFlow),
+    }
+}
+
+/// The endpoint that the packet comes from. An endpoint may use its own address only; what comes through
+/// `oak0` was checked before it was parked, or is the node's own. `None`: a packet that only passes through.
+#[inline(always)]
+fn source(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Endpoint>, DropReason> {
+    let endpoint = maps::endpoint(ip.source);
+    match hook {
+        Hook::FromEndpoint => {
+            // SAFETY: the kernel hands a valid context to the program.
+            let interface = unsafe { (*ctx.skb.skb).ifindex };
+            match endpoint {
+                Some(endpoint) if endpoint.interface == interface => Ok(Some(endpoint)),
+                _ => Err(DropReason::Spoofed),
+            }
+        }
+        // On its way to NetManager, unless the node itself sent it.
+        Hook::FromHost => Ok(endpoint.filter(|endpoint| endpoint.delivery == delivery::HOST)),
+        // A delivery to the node comes with the source that the node is to see.
+        Hook::FromOak0 | Hook::FromUplink => Ok(Some(endpoint.unwrap_or_default())),
+    }
+}
+
+/// Leaves the packet alone, unless it would pass for a tunnel datagram of this node.
+#[inline(always)]
+fn not_ours(ctx: &TcContext, ip: &Ipv4) -> Outcome {
+    if ip.protocol == PROTOCOL_UDP
+        && parse::fragment_word(ip) & IPV4_OFFSET_MASK == 0
+        && let Some((_, port)) = parse::udp_ports(ctx, ETHERNET_LENGTH + parse::header_length(ip))
+        && (port == maps::tunnel_port() || maps::is_tunnel(ip.destination, port))
+    {
+        return Err(DropReason::TunnelFromEndpoint);
+    }
+    Ok(Action::Pass)
+}
+
+/// A namespace address is nobody's to send to, except for what the data plane itself delivers to the node.
+#[inline(always)]
+fn to_oneself(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Outcome {
+    let is_host = maps::endpoint(ip.destination).is_some_and(|endpoint| endpoint.delivery == delivery::HOST);
+    if matches!(hook, Hook::FromOak0) && is_host {
+        deliver::as_received(ctx)?;
+        return Ok(Action::DeliverHost);
+    }
+    Err(DropReason::NotAService)
+}
+
+/// The flow's decision, entered now if the packet may begin a flow.
+#[inline(always)]
+fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, DropReason> {
+    if let Some(decision) = flow::known(key) {
+        let restarts = transport.begins && transport.tcp_flags != 0 && decision.state & state::CLOSING != 0;
+        match maps::instance(decision.instance) {
+            Some(instance) if instance.incarnation == decision.incarnation && !restarts => {
+                if transport.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+                    flow::mark(key, state::CLOSING);
+                }
+                return Ok(Destination::Instance(decision, *instance));
+            }
+            // The flow ended with its instance, or the client begins anew with the ports of an ended one.
+            found => {
+                let address = found.map_or([0; 4], |instance| instance.address);
+                flow::forget(key, &flow::reverse_key(key, address, decision.port));
+            }
+        }
+    }
+    let (index, to_service) = match balance::next(key.destination) {
+        Some(_) if !transport.begins => return Ok(Destination::Refused),
+        Some(chosen) => (chosen?, true),
+        None => match maps::instance_index(key.destination) {
+            Some(index) => (index, false),
+            None => return Ok(Destination::Unknown),
+        },
+    };
+    let Some(instance) = maps::instance(index) else {
+        return Err(DropReason::NoBackend);
+    };
+    let decision = flow::open(key, index, instance, to_service || transport.begins)?;
+    if decision.instance == index {
+        return Ok(Destination::Instance(decision, *instance));
+    }
+    let Some(instance) = maps::instance(decision.instance) else {
+        return Err(DropReason::InstanceGone);
+    };
+    Ok(Destination::Instance(decision, *instance))
+}
+
+/// Sends the packet on its decided way.
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined: what the walk knows, kept in registers"
+)]
+fn forward(
+    ctx: &TcContext,
+    hook: Hook,
+    ip: &Ipv4,
+    transport: &Transport,
+    key: &FlowKey,
+    endpoint: &Endpoint,
+    decision: &Decision,
+    instance: &Instance,
+) -> Outcome {
+    let place = instance.place;
+    let mut sent = FlowKey {
+        source: endpoint.instance_address,
+        destination: place.address(),
+        source_port: decision.port,
+        destination_port: key.destination_port,
+        protocol: key.protocol,
+        zero: [0; 3],
+    };
+    if place.node() == THIS_NODE {
+        let receiver = maps::endpoint(sent.destination).ok_or(DropReason::EndpointGone)?;
+        answered(&mut sent, transport);
+        translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
+        return deliver::to_endpoint(ctx, hook, &receiver);
+    }
+    let node = encap::path(place.node())?;
+    let inner_length = parse::total_length(ip);
+    encap::fits(ctx, node, inner_length, transport)?;
+    translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
+    encap::send(ctx, node, &sent, ip.type_of_service, inner_length)
+}
+
+/// If `received` answers a flow of the receiver, makes it come from where the receiver sent to.
+#[inline(always)]
+pub fn answered(received: &mut FlowKey, transport: &Transport) {
+    if let Some(decision) = flow::known(received) {
+        show(received, transport, &decision);
+    }
+}
+
+/// Applies a reverse entry, and notes in the flow what the answer says about it.
+#[inline(always)]
+pub fn show(received: &mut FlowKey, transport: &Transport, decision: &Decision) {
+    if decision.state & state::ANSWERED == 0 {
+        flow::mark(received, state::ANSWERED);
+    }
+    if transport.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+        flow::mark(&flow::forward_key(received, decision), state::CLOSING);
+    }
+    received.source = decision.shown;
+    received.destination_port = decision.port;
+}

@@ -1,0 +1,176 @@
+//! Pins in the BPF file system: names, what is there, and whether it may be taken over.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use aya::maps::MapInfo;
+use dataplane_ebpf::tables::{
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, RateWindow, Service, TunnelKey,
+};
+
+use super::{DataplaneError, MAPS, Program};
+
+/// Where the folders of all nodes lie.
+pub const PINS: &str = "/sys/fs/bpf/oakestra";
+
+/// The pins of one node.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    node: PathBuf,
+}
+
+impl Pins {
+    /// The pins of the node with this id.
+    pub fn of(node_id: &str) -> Self {
+        Self {
+            node: Path::new(PINS).join(node_id),
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.node.join(format!("v{LAYOUT}"))
+    }
+
+    /// Path of a map's pin.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.root().join("maps").join(name)
+    }
+
+    /// Path of an attachment's pin.
+    pub fn link(&self, program: Program, interface: u32) -> PathBuf {
+        self.root()
+            .join("links")
+            .join(format!("{}-{interface}", program.name()))
+    }
+
+    /// Makes the folders.
+    pub(super) fn create(&self) -> Result<(), DataplaneError> {
+        for folder in ["maps", "links"] {
+            let path = self.root().join(folder);
+            fs::create_dir_all(&path).map_err(|source| pin_error("creating", &path, source))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses pinned maps whose keys or values have other sizes than this process would use.
+    pub(super) fn check_maps(&self) -> Result<(), DataplaneError> {
+        for name in MAPS {
+            let path = self.map(name);
+            if !path.exists() {
+                continue;
+            }
+            let info = MapInfo::from_pin(&path).map_err(|source| DataplaneError::Map {
+                name,
+                operation: "reading the pin",
+                source,
+            })?;
+            let (key, value) = sizes(name);
+            if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
+                return Err(DataplaneError::ForeignPin {
+                    name: name.to_owned(),
+                    key: info.key_size(),
+                    value: info.value_size(),
+                    entries: info.max_entries(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The pinned attachments; files with other names are not ours and are left out.
+    pub(super) fn links(&self) -> Result<Vec<(Program, u32)>, DataplaneError> {
+        let folder = self.root().join("links");
+        let entries = fs::read_dir(&folder).map_err(|source| pin_error("reading", &folder, source))?;
+        let mut links = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| pin_error("reading", &folder, source))?;
+            links.extend(entry.file_name().to_str().and_then(parse_link));
+        }
+        Ok(links)
+    }
+
+    /// Removes every pin of the node, of all layouts, and the folder of all nodes if it is empty then.
+    /// Attachments end with their pins.
+    ///
+    /// # Errors
+    /// When the BPF file system refuses; nothing to remove is no error.
+    pub fn remove(&self) -> Result<(), DataplaneError> {
+        match fs::remove_dir_all(&self.node) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(pin_error("removing", &self.node, error));
+            }
+            _ => {}
+        }
+        match fs::remove_dir(PINS) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Err(pin_error("removing", Path::new(PINS), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes a pin, if it is there.
+pub(super) fn unpin(path: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error("removing", path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn pin_error(operation: &'static str, path: &Path, source: io::Error) -> DataplaneError {
+    DataplaneError::Pin {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+fn parse_link(name: &str) -> Option<(Program, u32)> {
+    let (program, interface) = name.rsplit_once('-')?;
+    let program = Program::ALL
+        .into_iter()
+        .find(|candidate| OsStr::new(candidate.name()) == program)?;
+    Some((program, interface.parse().ok()?))
+}
+
+/// Bytes of a map's key and value.
+fn sizes(name: &str) -> (usize, usize) {
+    const INDEX: usize = size_of::<u32>();
+    const ADDRESS: usize = size_of::<[u8; 4]>();
+    match name {
+        "FLOWS" => (size_of::<FlowKey>(), size_of::<Flow>()),
+        "INSTANCES" => (INDEX, size_of::<Instance>()),
+        "NODES" => (INDEX, size_of::<Node>()),
+        "TUNNELS" => (size_of::<TunnelKey>(), INDEX),
+        "ENDPOINTS" => (ADDRESS, size_of::<Endpoint>()),
+        "SERVICES" => (ADDRESS, size_of::<Service>()),
+        "BACKENDS" => (size_of::<BackendKey>(), INDEX),
+        "CURSORS" => (INDEX, size_of::<u64>()),
+        "UNKNOWN_PEERS" => (INDEX, size_of::<RateWindow>()),
+        "COUNTERS" => (INDEX, size_of::<Counter>()),
+        // INSTANCE_INDEX, PEERS, LOCAL_ADDRESSES: an address to an index or a mark.
+        _ => (ADDRESS, INDEX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_links_are_read_back() {
+        let pins = Pins::of("node");
+        let path = pins.link(Program::FromUplink, 17);
+        let name = path.file_name().and_then(OsStr::to_str).expect("a name");
+        assert_eq!(parse_link(name), Some((Program::FromUplink, 17)));
+        assert_eq!(parse_link("from_nowhere-17"), None);
+        assert_eq!(parse_link("from_uplink"), None);
+    }
+}

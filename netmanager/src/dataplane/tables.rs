@@ -1,0 +1,64 @@
+//! The maps, typed.
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use dataplane_ebpf::tables::{
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Service, TunnelKey,
+};
+
+use super::DataplaneError;
+
+/// An address as a key, in network byte order.
+pub type Address = [u8; 4];
+
+/// Handles to the maps of the data plane. Dropping them closes the handles; pinned maps stay.
+pub struct Tables {
+    pub flows: HashMap<MapData, FlowKey, Flow>,
+    pub instances: Array<MapData, Instance>,
+    pub instance_index: HashMap<MapData, Address, u32>,
+    pub nodes: Array<MapData, Node>,
+    pub peers: HashMap<MapData, Address, u32>,
+    pub tunnels: HashMap<MapData, TunnelKey, u32>,
+    pub endpoints: HashMap<MapData, Address, Endpoint>,
+    pub services: HashMap<MapData, Address, Service>,
+    pub backends: HashMap<MapData, BackendKey, u32>,
+    pub cursors: Array<MapData, u64>,
+    pub local_addresses: HashMap<MapData, Address, u32>,
+    pub counters: PerCpuArray<MapData, Counter>,
+}
+
+impl Tables {
+    /// Takes the maps out of the loaded object.
+    pub(super) fn take(programs: &mut Ebpf) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            flows: take(programs, "FLOWS")?,
+            instances: take(programs, "INSTANCES")?,
+            instance_index: take(programs, "INSTANCE_INDEX")?,
+            nodes: take(programs, "NODES")?,
+            peers: take(programs, "PEERS")?,
+            tunnels: take(programs, "TUNNELS")?,
+            endpoints: take(programs, "ENDPOINTS")?,
+            services: take(programs, "SERVICES")?,
+            backends: take(programs, "BACKENDS")?,
+            cursors: take(programs, "CURSORS")?,
+            local_addresses: take(programs, "LOCAL_ADDRESSES")?,
+            counters: take(programs, "COUNTERS")?,
+        })
+    }
+}
+
+fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
+where
+    T: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let operation = "opening";
+    let missing = || aya::maps::MapError::InvalidName {
+        name: name.to_owned(),
+    };
+    let map = programs.take_map(name).ok_or_else(missing);
+    map.and_then(T::try_from).map_err(|source| DataplaneError::Map {
+        name,
+        operation,
+        source,
+    })
+}
