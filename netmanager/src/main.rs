@@ -1,10 +1,27 @@
 //! The `NetManager` daemon and its command line.
 #![expect(clippy::print_stdout, reason = "a command line answers on standard output")]
 
-fn main() -> anyhow::Result<()> {
-    println!(
-        "{}",
-        serde_json::to_string_pretty(&netmanager::dataplane::verify()?)?
-    );
-    Ok(())
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Exit code for a configuration that cannot be used (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = commands::Cli::parse();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("NetManager: {error:#}");
+            let is_usage = error.downcast_ref::<netmanager::config::ConfigError>().is_some();
+            if is_usage {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
 }

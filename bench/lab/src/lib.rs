@@ -1,1 +1,41 @@
-//! 
+//! Hosts made of network namespaces, for tests, demonstrations and measurements.
+//!
+//! ```text
+//!              oakt-<run>-wire: bridge `wire`, 192.0.2.0/24
+//!          port1 ┌──────────────┴──────────────┐ port2
+//!         uplink │                             │ uplink
+//!   oakt-<run>-a │ 192.0.2.1      oakt-<run>-b │ 192.0.2.2     Lab::host
+//!                │                             │
+//!   oakt-<run>-a-client                oakt-<run>-b-server     Host::endpoint
+//! ```
+//!
+//! Everything a [`Lab`] makes is named after its run, and the run names its owner: the process that made it. So
+//! the end of the lab removes exactly what it made, and where the owner had no time for that (`kill -9`), the
+//! next lab on the machine recognises the debris of the dead and removes it first.
+//!
+//! Links are made inside their namespaces from the start: nothing here ever appears in the root namespace but
+//! the names under `/run/netns`.
+//!
+//! All of it needs root, and the commands `ip` and `ethtool`.
+
+mod daemon;
+mod debris;
+mod endpoint;
+mod host;
+mod laboratory;
+mod namespace;
+mod ping;
+mod process;
+mod run;
+mod snapshot;
+mod wait;
+pub mod worker;
+
+pub use daemon::Daemon;
+pub use debris::{PIN_DIRECTORY, sweep};
+pub use endpoint::Endpoint;
+pub use host::{Host, HostOptions, Offloads, UPLINK};
+pub use laboratory::Lab;
+pub use namespace::Namespace;
+pub use snapshot::Snapshot;
+pub use wait::{Condition, wait_for};

@@ -82,10 +82,18 @@ fn source(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Endpoint>, Dr
                 _ => Err(DropReason::Spoofed),
             }
         }
-        // On its way to NetManager, unless the node itself sent it.
-        Hook::FromHost => Ok(endpoint.filter(|endpoint| endpoint.delivery == delivery::HOST)),
+        // On its way to NetManager, unless the node itself sent it. What others would route into the overlay
+        // has no place in it.
+        Hook::FromHost => match endpoint {
+            Some(endpoint) => Ok(Some(endpoint).filter(|endpoint| endpoint.delivery == delivery::HOST)),
+            None if in_overlay(ip.destination) => Err(DropReason::Spoofed),
+            None => Ok(None),
+        },
         // A delivery to the node comes with the source that the node is to see.
-        Hook::FromOak0 | Hook::FromUplink => Ok(Some(endpoint.unwrap_or_default())),
+        Hook::FromOak0 | Hook::FromUplink => match endpoint {
+            None if is_service_or_instance(ip.destination) => Err(DropReason::Spoofed),
+            endpoint => Ok(Some(endpoint.unwrap_or_default())),
+        },
     }
 }
 

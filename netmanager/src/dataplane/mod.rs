@@ -16,6 +16,7 @@ mod pins;
 mod tables;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use aya::programs::{ProgramError, SchedClassifier};
@@ -107,6 +108,8 @@ pub struct Globals {
 pub struct Dataplane {
     programs: Ebpf,
     pins: Pins,
+    /// Where this process' programs are in place already.
+    attached: BTreeSet<(Program, u32)>,
 }
 
 impl Dataplane {
@@ -120,7 +123,14 @@ impl Dataplane {
         pins.check_maps()?;
         let paths: Vec<_> = MAPS.iter().map(|name| (*name, pins.map(name))).collect();
         let (programs, tables) = load(globals, &paths)?;
-        Ok((Self { programs, pins }, tables))
+        Ok((
+            Self {
+                programs,
+                pins,
+                attached: BTreeSet::new(),
+            },
+            tables,
+        ))
     }
 
     /// Attaches a program to an interface, or puts it in place of the one that a previous process attached.
@@ -136,6 +146,7 @@ impl Dataplane {
 
     /// Detaches a program from an interface, if it is attached.
     pub fn detach(&mut self, program: Program, index: u32) -> Result<(), DataplaneError> {
+        self.attached.remove(&(program, index));
         pins::unpin(&self.pins.link(program, index))
     }
 

@@ -1,0 +1,92 @@
+//! The daemon's life: configuration, socket, node, signals.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use netmanager::api;
+use netmanager::config::{Config, Paths};
+use netmanager::dataplane::{DataplaneError, OBJECT};
+use netmanager::endpoint::Fault;
+use netmanager::manager::{Manager, Settings};
+use netmanager::node::Faults;
+use netmanager::state::Store;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::RunOptions;
+
+pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
+    let config = Config::read(paths)?;
+    let default = if config.debug { "debug" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    if OBJECT.is_empty() {
+        return Err(DataplaneError::NoObject.into());
+    }
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "the data plane needs root");
+    ensure_bpf_filesystem()?;
+
+    let store = Store::open(&paths.state)?;
+    let unix = api::bind(&paths.socket)?;
+    let tcp = match options.port {
+        Some(port) => {
+            let address = (Ipv4Addr::LOCALHOST, port);
+            Some(
+                TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("listening on 127.0.0.1:{port}"))?,
+            )
+        }
+        None => None,
+    };
+    let faults = Faults {
+        attach: options.fail_attach_at.map(Fault::at).unwrap_or_default(),
+        detach: options.fail_detach_at.map(Fault::at).unwrap_or_default(),
+    };
+    let settings = Settings {
+        config,
+        static_answers: options.static_answers,
+        faults,
+    };
+    tracing::info!(?settings, socket = %paths.socket.display(), tcp = options.port, "starting");
+    let manager = Arc::new(Manager::new(settings, store)?);
+    // Before requests are taken: whoever asks finds the node that was registered.
+    if !manager.resume().await? {
+        tracing::info!("not registered yet");
+    }
+
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(api::serve(api::router(manager.clone()), unix, tcp, stop.clone()));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending; the data plane stays in place");
+    stop.cancel();
+    server.await??;
+    manager.stop().await;
+    Ok(())
+}
+
+/// Maps and links are pinned there; where nobody has mounted it, this does.
+fn ensure_bpf_filesystem() -> anyhow::Result<()> {
+    use nix::mount::{MsFlags, mount};
+    use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+    const PATH: &str = "/sys/fs/bpf";
+    let kind = statfs(PATH)
+        .with_context(|| format!("looking at {PATH}"))?
+        .filesystem_type();
+    if kind != BPF_FS_MAGIC {
+        mount(Some("bpf"), PATH, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mounting the BPF file system at {PATH}"))?;
+    }
+    Ok(())
+}

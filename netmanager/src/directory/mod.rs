@@ -1,0 +1,137 @@
+//! Who is where: the user side of the tables.
+//!
+//! The directory turns records (this service has these instances, this instance lives there) into map writes, in
+//! an order in which a packet never finds half of a change: an instance before the slot that names it, a
+//! generation of backends before the service that points to it, the index of an instance before its address.
+//! It holds no knowledge of its own beyond what the maps hold, so a new process reads it back from them.
+
+mod adopt;
+mod indexes;
+mod instances;
+mod nodes;
+mod services;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use aya::maps::MapError;
+
+use crate::dataplane::{CounterRow, DataplaneError, Tables, read_counters};
+use indexes::Indexes;
+
+pub use instances::{LocalEndpoint, RemoteInstance};
+pub use nodes::{Ethernet, NodeKey, Path};
+pub use services::ServiceView;
+
+/// How long a freed index of an instance is kept from reuse: this many others are handed out first.
+const INDEX_QUARANTINE: usize = 1_024;
+
+/// An instance as the maps hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct KnownInstance {
+    index: u32,
+    incarnation: u64,
+    namespace_address: Ipv4Addr,
+    /// Index in `NODES`; `THIS_NODE` for an endpoint of this node.
+    node: u32,
+}
+
+/// A service address as the maps hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct KnownService {
+    id: u32,
+    generation: u32,
+    /// Indexes of the instances, in the order of slots.
+    backends: Vec<u32>,
+}
+
+/// A node as the maps hold it.
+#[derive(Clone, Debug)]
+struct KnownNode {
+    index: u32,
+    group: u32,
+}
+
+/// The tables and what is in them.
+pub struct Directory {
+    tables: Tables,
+    node_id: String,
+    instances: HashMap<Ipv4Addr, KnownInstance>,
+    instance_indexes: Indexes,
+    nodes: HashMap<NodeKey, KnownNode>,
+    node_indexes: Indexes,
+    group_indexes: Indexes,
+    services: HashMap<Ipv4Addr, KnownService>,
+    service_ids: Indexes,
+    /// Service addresses by the name of their service; learnt anew by a new process.
+    names: HashMap<String, Vec<Ipv4Addr>>,
+    /// Instances of each named service, by the address they show.
+    members: HashMap<String, Vec<Ipv4Addr>>,
+}
+
+impl Directory {
+    /// What happened to packets so far.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the counters.
+    pub fn counters(&self) -> Result<Vec<CounterRow>, DataplaneError> {
+        read_counters(&self.tables)
+    }
+
+    /// Replaces the set of this node's own addresses.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn set_local_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), DataplaneError> {
+        let name = "LOCAL_ADDRESSES";
+        for address in addresses {
+            let result = self.tables.local_addresses.insert(address.octets(), 1, 0);
+            result
+                .map_err(|source| written(name, dataplane_ebpf::tables::capacity::LOCAL_ADDRESSES, source))?;
+        }
+        let present: Vec<_> = self
+            .tables
+            .local_addresses
+            .keys()
+            .filter_map(Result::ok)
+            .collect();
+        for address in present {
+            if !addresses.contains(&Ipv4Addr::from(address)) {
+                removed(name, self.tables.local_addresses.remove(&address))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a packet to this address would find its way: it is a service or an instance that is known.
+    pub fn knows(&self, address: Ipv4Addr) -> bool {
+        self.instances.contains_key(&address) || self.services.contains_key(&address)
+    }
+}
+
+/// Gives a failed write its meaning: a hash that is full says `E2BIG`.
+fn written(name: &'static str, entries: u32, source: MapError) -> DataplaneError {
+    match &source {
+        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
+            DataplaneError::Full { name, entries }
+        }
+        _ => DataplaneError::Map {
+            name,
+            operation: "writing",
+            source,
+        },
+    }
+}
+
+/// Removing what is not there is no failure.
+fn removed(name: &'static str, result: Result<(), MapError>) -> Result<(), DataplaneError> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(source) => Err(DataplaneError::Map {
+            name,
+            operation: "removing from",
+            source,
+        }),
+    }
+}

@@ -1,0 +1,239 @@
+//! Services: which instances a service address leads to, and in which order.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::Ipv4Addr;
+
+use dataplane_ebpf::tables::{BackendKey, BackendSet, Service, THIS_NODE, capacity, policy};
+use serde::{Deserialize, Serialize};
+
+use super::{Directory, KnownService, removed, written};
+use crate::dataplane::DataplaneError;
+
+/// A service address, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Name of the service; empty when it is not known (yet).
+    pub name: String,
+    pub address: Ipv4Addr,
+    pub policy: String,
+    pub instances: Vec<InstanceView>,
+}
+
+/// An instance of a service, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceView {
+    pub address: Ipv4Addr,
+    pub namespace_address: Ipv4Addr,
+    /// Outer address and port of its node; `None` when it is on this one.
+    pub node: Option<String>,
+}
+
+impl Directory {
+    /// Makes these the addresses of the named service, each leading to these instances in turn. Instances that
+    /// were reached through it before and are in no service any more are taken out, unless they are endpoints of
+    /// this node.
+    ///
+    /// # Errors
+    /// When a table is full or the kernel refuses a write; addresses that were written stay.
+    pub fn set_service(
+        &mut self,
+        name: &str,
+        addresses: &[Ipv4Addr],
+        backends: &[u32],
+        instances: &[Ipv4Addr],
+    ) -> Result<(), DataplaneError> {
+        let mut before = self.members_of(name, addresses);
+        let previous = self
+            .names
+            .insert(name.to_owned(), addresses.to_vec())
+            .unwrap_or_default();
+        for address in addresses {
+            self.set_backends(*address, backends)?;
+        }
+        for address in previous.iter().filter(|address| !addresses.contains(address)) {
+            self.remove_address(*address)?;
+        }
+        self.members.insert(name.to_owned(), instances.to_vec());
+        before.retain(|address| !instances.contains(address));
+        self.vacate_gone(&before)
+    }
+
+    /// Takes the named service out, and its instances on other nodes with it.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn remove_service(&mut self, name: &str) -> Result<(), DataplaneError> {
+        let addresses = self.names.remove(name).unwrap_or_default();
+        let before = self.members_of(name, &addresses);
+        for address in addresses {
+            self.remove_address(address)?;
+        }
+        self.members.remove(name);
+        self.vacate_gone(&before)
+    }
+
+    /// All service addresses, in the order of addresses.
+    pub fn services(&self) -> Vec<ServiceView> {
+        let mut views: Vec<_> = self
+            .services
+            .iter()
+            .map(|(address, service)| self.view(*address, service))
+            .collect();
+        views.sort_by_key(|view| view.address);
+        views
+    }
+
+    /// Name of the service with this address.
+    pub fn service_name(&self, address: Ipv4Addr) -> Option<&str> {
+        let found = self
+            .names
+            .iter()
+            .find(|(_, addresses)| addresses.contains(&address));
+        found.map(|(name, _)| name.as_str())
+    }
+
+    fn view(&self, address: Ipv4Addr, service: &KnownService) -> ServiceView {
+        let instances = service.backends.iter().filter_map(|index| {
+            let (address, known) = self.instances.iter().find(|(_, known)| known.index == *index)?;
+            let node = self.nodes.iter().find(|(_, node)| node.index == known.node);
+            Some(InstanceView {
+                address: *address,
+                namespace_address: known.namespace_address,
+                node: node.map(|(key, _)| format!("{}:{}", key.address, key.port)),
+            })
+        });
+        ServiceView {
+            name: self.service_name(address).unwrap_or_default().to_owned(),
+            address,
+            policy: "round robin".to_owned(),
+            instances: instances.collect(),
+        }
+    }
+
+    /// Writes a generation of backends and switches to it by one store.
+    fn set_backends(&mut self, address: Ipv4Addr, backends: &[u32]) -> Result<(), DataplaneError> {
+        let known = self.services.get(&address);
+        if known.is_some_and(|known| known.backends == backends) {
+            return Ok(());
+        }
+        let (id, generation, is_new) = match known {
+            Some(known) => (known.id, known.generation.wrapping_add(1), false),
+            None => {
+                let full = DataplaneError::Full {
+                    name: "SERVICES",
+                    entries: capacity::SERVICES,
+                };
+                (self.service_ids.take().ok_or(full)?, 0, true)
+            }
+        };
+        if is_new {
+            // Nodes begin at different instances, so that the first flows of many clients do not meet at one.
+            let mut hasher = DefaultHasher::new();
+            (&self.node_id, address).hash(&mut hasher);
+            self.write_cursor(id, hasher.finish() >> 16)?;
+        }
+        for (slot, instance) in (0u32..).zip(backends) {
+            let key = BackendKey {
+                service: id,
+                generation,
+                slot,
+            };
+            if let Err(source) = self.tables.backends.insert(key, instance, 0) {
+                self.remove_generation(id, generation, slot)?;
+                if is_new {
+                    self.service_ids.free(id);
+                }
+                return Err(written("BACKENDS", capacity::BACKENDS, source));
+            }
+        }
+        let key = address.octets();
+        let last_used = self
+            .tables
+            .services
+            .get(&key, 0)
+            .map_or(0, |service| service.last_used);
+        let number = u16::try_from(backends.len()).unwrap_or(u16::MAX);
+        let set = BackendSet::new(generation, number, policy::ROUND_ROBIN);
+        let result = self
+            .tables
+            .services
+            .insert(key, Service { set, id, last_used }, 0);
+        result.map_err(|source| written("SERVICES", capacity::SERVICES, source))?;
+        let service = KnownService {
+            id,
+            generation,
+            backends: backends.to_vec(),
+        };
+        if let Some(old) = self.services.insert(address, service) {
+            self.remove_generation(id, old.generation, old.backends.len() as u32)?;
+        }
+        Ok(())
+    }
+
+    fn remove_address(&mut self, address: Ipv4Addr) -> Result<(), DataplaneError> {
+        let Some(known) = self.services.remove(&address) else {
+            return Ok(());
+        };
+        removed("SERVICES", self.tables.services.remove(&address.octets()))?;
+        self.remove_generation(known.id, known.generation, known.backends.len() as u32)?;
+        self.service_ids.free(known.id);
+        Ok(())
+    }
+
+    fn remove_generation(&mut self, service: u32, generation: u32, slots: u32) -> Result<(), DataplaneError> {
+        for slot in 0..slots {
+            let key = BackendKey {
+                service,
+                generation,
+                slot,
+            };
+            removed("BACKENDS", self.tables.backends.remove(&key))?;
+        }
+        Ok(())
+    }
+
+    fn write_cursor(&mut self, id: u32, value: u64) -> Result<(), DataplaneError> {
+        let result = self.tables.cursors.set(id, value, 0);
+        result.map_err(|source| DataplaneError::Map {
+            name: "CURSORS",
+            operation: "writing",
+            source,
+        })
+    }
+
+    /// The instances that the service was known to have: by name, and behind its addresses, which a new process
+    /// finds in the maps before it learns names.
+    fn members_of(&self, name: &str, addresses: &[Ipv4Addr]) -> HashSet<Ipv4Addr> {
+        let slots: HashSet<u32> = addresses
+            .iter()
+            .filter_map(|address| self.services.get(address))
+            .flat_map(|service| &service.backends)
+            .copied()
+            .collect();
+        let behind = self
+            .instances
+            .iter()
+            .filter(|(_, known)| slots.contains(&known.index))
+            .map(|(address, _)| *address);
+        behind
+            .chain(self.members.get(name).into_iter().flatten().copied())
+            .collect()
+    }
+
+    /// Takes instances out that left their service, unless another service has them or they are endpoints of this
+    /// node, whose end is decided here.
+    fn vacate_gone(&mut self, gone: &HashSet<Ipv4Addr>) -> Result<(), DataplaneError> {
+        for address in gone {
+            let elsewhere = self.members.values().any(|members| members.contains(address));
+            let local = self
+                .instances
+                .get(address)
+                .is_some_and(|known| known.node == THIS_NODE);
+            if !elsewhere && !local {
+                self.vacate(*address)?;
+            }
+        }
+        Ok(())
+    }
+}

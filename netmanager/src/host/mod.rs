@@ -1,0 +1,28 @@
+//! What NetManager keeps on its host: the tap `oak0`, routes, sysctls, the firewall table, and what it knows
+//! about the interfaces that lead to peers.
+//!
+//! Everything here acts in the network namespace of the calling thread, is reconciled from what should be
+//! (a second run changes nothing), and touches only what carries this project's mark: routes of
+//! [`ROUTE_PROTOCOL`], the tap [`oak0::NAME`], the table of the own node id.
+
+pub mod changes;
+mod error;
+pub mod firewall;
+pub mod netlink;
+pub mod oak0;
+pub mod offload;
+mod route;
+pub mod sysctl;
+mod tap;
+pub mod uplink;
+
+pub use error::{Error, Errors, Result};
+pub use netlink::Netlink;
+pub use route::{Route, RouteTarget};
+
+/// `rtm_protocol` of every route that NetManager makes; `ip route show proto 111` lists them. No routing
+/// daemon has registered this number.
+pub const ROUTE_PROTOCOL: u8 = 111;
+
+/// `SO_MARK` of NetManager's own tunnel socket, the only socket that may send to a tunnel port.
+pub const TUNNEL_MARK: u32 = 0x6f61_6b65;

@@ -1,0 +1,356 @@
+//! Endpoints come and go.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dataplane_ebpf::tables::delivery;
+use protocol::network::ServiceName;
+use tokio::sync::OwnedMutexGuard;
+
+use super::{Kept, Node, lock};
+use crate::dataplane::{DataplaneError, Program};
+use crate::directory::LocalEndpoint;
+use crate::endpoint::addresses::{Exhausted, NamespaceAddresses};
+use crate::endpoint::{self, AttachOptions, Injected, Step, Undo};
+use crate::host::Errors;
+use crate::resolver::{Deployed, ResolveError};
+use crate::state::{AttachedState, EndpointState, StateError, endpoint_key};
+
+/// What is to be attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deploy {
+    /// A process in the network namespace that is to be attached.
+    pub pid: u32,
+    pub service: ServiceName,
+    pub number: u32,
+    /// The instance's own address; the cluster is asked where it is not given.
+    pub instance_address: Option<Ipv4Addr>,
+    /// Number of the placement; made up where it is not given.
+    pub incarnation: Option<u64>,
+    /// Zero when unknown.
+    pub application: u32,
+}
+
+/// Why an endpoint could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error(
+        "the instance address of {service}, instance {number}, is not given and the cluster does not say it: {reason}"
+    )]
+    NoInstanceAddress {
+        service: ServiceName,
+        number: u32,
+        reason: String,
+    },
+    #[error("{address} is the instance address of {holder} on this node already")]
+    AddressTaken { address: Ipv4Addr, holder: String },
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    #[error(transparent)]
+    Endpoint(#[from] endpoint::Error),
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Injected(#[from] Injected),
+    #[error("removing the link: {0}")]
+    Link(#[from] Errors),
+}
+
+impl Node {
+    /// Attaches an endpoint; afterwards it reaches the overlay and is reached. Attaching it again changes nothing,
+    /// with another process it moves there with its addresses. On failure everything is as it was before.
+    ///
+    /// # Errors
+    /// When an address is missing or taken, the process is gone, or the kernel refuses.
+    pub async fn attach(self: Arc<Self>, deploy: Deploy) -> Result<NamespaceAddresses, AttachError> {
+        let instance_address = self.instance_address(&deploy).await?;
+        let mut kept = self.kept.clone().lock_owned().await;
+        let key = endpoint_key(&deploy.service.to_string(), deploy.number);
+        let taken = kept
+            .state
+            .endpoints
+            .iter()
+            .find(|(other, endpoint)| **other != key && endpoint.instance_address == instance_address);
+        if let Some((holder, _)) = taken {
+            return Err(AttachError::AddressTaken {
+                address: instance_address,
+                holder: holder.clone(),
+            });
+        }
+        if let Some(existing) = kept.state.endpoints.get(&key).cloned() {
+            let incarnation = deploy.incarnation.unwrap_or(existing.incarnation);
+            if existing.pid == deploy.pid
+                && existing.incarnation == incarnation
+                && self.is_attached(&existing).await
+            {
+                let (v4, v6) = (existing.namespace_address, existing.namespace_address_v6);
+                return Ok(NamespaceAddresses { v4, v6 });
+            }
+            self.take_off(&mut kept, &key).await?;
+        }
+
+        let mut undo = Undo::default();
+        let outcome = self.put_on(&deploy, instance_address, &mut kept, &mut undo).await;
+        let outcome = undo.finish(outcome).await;
+        match &outcome {
+            Ok(_) => {
+                drop(kept);
+                self.tell_deployed(&key).await;
+                self.renew(&deploy.service.to_string());
+            }
+            Err(_) => {
+                if let Some(endpoint) = kept.state.endpoints.remove(&key) {
+                    release(&mut kept, endpoint.namespace_address);
+                    if let Err(error) = kept.save() {
+                        tracing::error!(%error, "cannot note that an endpoint was not attached");
+                    }
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Takes an endpoint off; success when it is not there. What fails is tried again by the next call.
+    ///
+    /// # Errors
+    /// When the kernel refuses to let something go.
+    pub async fn detach(self: Arc<Self>, service: &str, number: u32) -> Result<(), AttachError> {
+        let mut kept = self.kept.clone().lock_owned().await;
+        let key = endpoint_key(service, number);
+        let Some(endpoint) = kept.state.endpoints.get(&key).cloned() else {
+            return Ok(());
+        };
+        self.take_off(&mut kept, &key).await?;
+        drop(kept);
+        if let Some(deployed) = self.deployed(&endpoint)
+            && let Err(error) = self.resolver.undeployed(&deployed).await
+        {
+            tracing::warn!(%error, endpoint = key, "cannot tell the cluster");
+        }
+        self.renew(service);
+        Ok(())
+    }
+
+    /// Takes endpoints off whose links are gone: their containers have ended.
+    pub(super) async fn drop_vanished(self: &Arc<Self>, gone: &std::collections::BTreeSet<u32>, all: bool) {
+        let suspects: Vec<EndpointState> = {
+            let kept = self.kept.lock().await;
+            let interface =
+                |endpoint: &EndpointState| endpoint.attached.as_ref().map(|attached| attached.interface);
+            let suspect = |endpoint: &&EndpointState| {
+                all || interface(endpoint).is_some_and(|index| gone.contains(&index))
+            };
+            kept.state.endpoints.values().filter(suspect).cloned().collect()
+        };
+        for endpoint in suspects {
+            if self.is_attached(&endpoint).await {
+                continue;
+            }
+            tracing::info!(
+                service = endpoint.service,
+                number = endpoint.number,
+                "the link of an endpoint is gone"
+            );
+            if let Err(error) = self.clone().detach(&endpoint.service, endpoint.number).await {
+                tracing::error!(%error, service = endpoint.service, "cannot take an endpoint off");
+            }
+        }
+    }
+
+    /// Tells the cluster of every endpoint; it may have forgotten them.
+    pub(super) async fn announce_all(&self) {
+        let keys: Vec<String> = self.kept.lock().await.state.endpoints.keys().cloned().collect();
+        for key in keys {
+            self.tell_deployed(&key).await;
+        }
+    }
+
+    async fn instance_address(&self, deploy: &Deploy) -> Result<Ipv4Addr, AttachError> {
+        if let Some(address) = deploy.instance_address {
+            return Ok(address);
+        }
+        let (service, number) = (deploy.service.clone(), deploy.number);
+        let unknown = |reason: String| AttachError::NoInstanceAddress {
+            service,
+            number,
+            reason,
+        };
+        match self.resolver.resolve_name(&deploy.service.to_string()).await {
+            Ok(Some(record)) => {
+                let found = record.instances.iter().find(|instance| instance.number == number);
+                found
+                    .map(|instance| instance.address)
+                    .ok_or_else(|| unknown("no such instance".to_owned()))
+            }
+            Ok(None) => Err(unknown("no such service".to_owned())),
+            Err(error) => Err(unknown(ResolveError::to_string(&error))),
+        }
+    }
+
+    /// Every step of attaching, in order.
+    async fn put_on(
+        self: &Arc<Self>,
+        deploy: &Deploy,
+        instance_address: Ipv4Addr,
+        kept: &mut OwnedMutexGuard<Kept>,
+        undo: &mut Undo,
+    ) -> Result<NamespaceAddresses, AttachError> {
+        let service = deploy.service.to_string();
+        let key = endpoint_key(&service, deploy.number);
+        self.faults.attach.check(Step::AllocateAddress)?;
+        let addresses = kept.state.addresses.get_or_insert_default().allocate()?;
+        let incarnation = deploy.incarnation.unwrap_or_else(fresh_incarnation);
+        let mut endpoint = EndpointState {
+            service: service.clone(),
+            number: deploy.number,
+            pid: deploy.pid,
+            namespace_address: addresses.v4,
+            namespace_address_v6: addresses.v6,
+            instance_address,
+            incarnation,
+            application: deploy.application,
+            attached: None,
+        };
+        // Noted before anything is made, so that a process that is killed here leaves nothing unknown behind.
+        kept.state.endpoints.insert(key.clone(), endpoint.clone());
+        kept.save()?;
+
+        let options = AttachOptions {
+            node_id: self.registration.node_id.clone(),
+            endpoint: format!("{service}.{}", deploy.number),
+            pid: deploy.pid,
+            address: addresses.v4,
+            mtu: u32::from(self.config.mtu),
+            fault: self.faults.attach,
+        };
+        let link = endpoint::attach(&self.netlink, &options, undo).await?;
+
+        self.faults.attach.check(Step::AttachProgram)?;
+        let (node, index) = (self.clone(), link.host_interface);
+        undo.push("detach the program", move || async move {
+            lock(&node.dataplane).detach(Program::FromEndpoint, index)
+        });
+        lock(&self.dataplane).attach(Program::FromEndpoint, &link.host_interface_name, index)?;
+
+        self.faults.attach.check(Step::FillTables)?;
+        let node = self.clone();
+        undo.push("take the endpoint out of the tables", move || async move {
+            node.directory().remove_endpoint(instance_address, addresses.v4)
+        });
+        endpoint.attached = Some(AttachedState {
+            interface: index,
+            interface_name: link.host_interface_name,
+            mac: link.mac,
+        });
+        if let Some(local) = local_endpoint(&endpoint) {
+            self.directory().add_endpoint(&local)?;
+        }
+
+        self.faults.attach.check(Step::SaveState)?;
+        kept.state.endpoints.insert(key, endpoint);
+        kept.save()?;
+        Ok(addresses)
+    }
+
+    /// Every step of detaching: first nobody finds the endpoint, then it cannot send, then its link goes, then its
+    /// address is free, and last it is struck out. Each step finds it done on the second try.
+    pub(super) async fn take_off(&self, kept: &mut Kept, key: &str) -> Result<(), AttachError> {
+        let Some(endpoint) = kept.state.endpoints.get(key).cloned() else {
+            return Ok(());
+        };
+        self.faults.detach.check(Step::FillTables)?;
+        self.directory()
+            .remove_endpoint(endpoint.instance_address, endpoint.namespace_address)?;
+        self.faults.detach.check(Step::AttachProgram)?;
+        if let Some(attached) = &endpoint.attached {
+            lock(&self.dataplane).detach(Program::FromEndpoint, attached.interface)?;
+        }
+        self.faults.detach.check(Step::CreateLink)?;
+        endpoint::detach(
+            &self.netlink,
+            &self.registration.node_id,
+            endpoint.namespace_address,
+        )
+        .await?;
+        self.faults.detach.check(Step::SaveState)?;
+        kept.state.endpoints.remove(key);
+        release(kept, endpoint.namespace_address);
+        kept.save()?;
+        Ok(())
+    }
+
+    /// Whether the endpoint's link is the one that was made for it.
+    async fn is_attached(&self, endpoint: &EndpointState) -> bool {
+        let Some(attached) = &endpoint.attached else {
+            return false;
+        };
+        match self.netlink.link_by_index(attached.interface).await {
+            Ok(link) => link.is_some_and(|link| link.name == attached.interface_name),
+            Err(error) => {
+                // Not knowing is no reason to take a working endpoint off.
+                tracing::warn!(%error, interface = attached.interface_name, "cannot look at a link");
+                true
+            }
+        }
+    }
+
+    async fn tell_deployed(&self, key: &str) {
+        let endpoint = self.kept.lock().await.state.endpoints.get(key).cloned();
+        let Some(deployed) = endpoint.and_then(|endpoint| self.deployed(&endpoint)) else {
+            return;
+        };
+        if let Err(error) = self.resolver.deployed(&deployed).await {
+            tracing::warn!(%error, endpoint = key, "cannot tell the cluster");
+        }
+    }
+
+    fn deployed(&self, endpoint: &EndpointState) -> Option<Deployed> {
+        let local = lock(&self.local_addresses).first().copied();
+        Some(Deployed {
+            service: endpoint.service.parse().ok()?,
+            number: endpoint.number,
+            namespace_address: endpoint.namespace_address,
+            namespace_address_v6: endpoint.namespace_address_v6,
+            node_address: self.config.announced_address.or(local)?,
+            node_port: self.config.announced_port,
+            incarnation: Some(endpoint.incarnation),
+        })
+    }
+
+    /// Lets the addresses of a service lead to its instances of this node as they are now.
+    fn renew(&self, service: &str) {
+        if let Err(error) = self.renew_service(service) {
+            tracing::error!(%error, service, "cannot enter a service again");
+        }
+    }
+}
+
+/// What the directory holds of an endpoint that is attached.
+pub(super) fn local_endpoint(endpoint: &EndpointState) -> Option<LocalEndpoint> {
+    let attached = endpoint.attached.as_ref()?;
+    Some(LocalEndpoint {
+        address: endpoint.instance_address,
+        namespace_address: endpoint.namespace_address,
+        incarnation: endpoint.incarnation,
+        application: endpoint.application,
+        interface: attached.interface,
+        mac: attached.mac,
+        delivery: delivery::PEER,
+    })
+}
+
+fn release(kept: &mut Kept, address: Ipv4Addr) {
+    if let Some(addresses) = &mut kept.state.addresses {
+        addresses.release(address);
+    }
+}
+
+/// A number that no earlier placement had: the time in ns since 1970.
+fn fresh_incarnation() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(1, |time| time.as_nanos() as u64)
+}

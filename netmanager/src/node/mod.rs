@@ -1,0 +1,246 @@
+//! A registered node: everything that runs from registration on.
+//!
+//! ```text
+//!   containers ──/container/deploy──► attach ──► endpoint, directory, program
+//!   oak0 ──────────first packets────► upcalls ──► resolver ──► records ──► directory ──► packets back to oak0
+//!   cluster ───────peers, changes───► records
+//!   kernel ────────links, routes────► upkeep ──► paths, uplinks, local addresses
+//! ```
+//!
+//! Each arrow ends in idempotent writes; nothing waits for anything of another arrow.
+
+mod attach;
+mod paths;
+mod records;
+mod restore;
+mod status;
+mod strangers;
+mod upcalls;
+mod upkeep;
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use dataplane_ebpf::tables::delivery;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::dataplane::{Dataplane, Globals, Pins, Program};
+use crate::directory::{Directory, LocalEndpoint};
+use crate::endpoint::Fault;
+use crate::host::changes::Changes;
+use crate::host::oak0::{self, Oak0, Oak0Options};
+use crate::host::{Netlink, firewall};
+use crate::parking::Parking;
+use crate::resolver::{Resolver, ServiceRecord, Update};
+use crate::state::{Registration, State, Store};
+
+pub use attach::{AttachError, Deploy};
+pub use restore::purge;
+pub use status::{EndpointView, Status};
+
+/// The state and the folder that keeps it. Whoever changes an endpoint holds it, so that attaching and detaching
+/// happen one after the other.
+pub struct Kept {
+    pub store: Store,
+    pub state: State,
+}
+
+impl Kept {
+    /// Saves the state; what is not saved must not be relied on.
+    pub fn save(&self) -> Result<(), crate::state::StateError> {
+        self.store.save(&self.state)
+    }
+}
+
+/// A registered node.
+pub struct Node {
+    pub registration: Registration,
+    config: Config,
+    netlink: Netlink,
+    oak0: Oak0,
+    resolver: Arc<dyn Resolver>,
+    dataplane: Mutex<Dataplane>,
+    directory: Mutex<Directory>,
+    parking: Mutex<Parking>,
+    kept: Arc<tokio::sync::Mutex<Kept>>,
+    /// What the cluster said last of each service, to be entered anew when an endpoint comes or goes.
+    records: Mutex<HashMap<String, ServiceRecord>>,
+    /// Own addresses, as last seen.
+    local_addresses: Mutex<Vec<Ipv4Addr>>,
+    /// The tunnels that the firewall guards.
+    tunnels: Mutex<std::collections::BTreeSet<SocketAddrV4>>,
+    connection: Mutex<(bool, String)>,
+    /// Something was learnt that the firewall and the paths should follow.
+    upkeep_due: Notify,
+    faults: Faults,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What a node is started with.
+pub struct Start {
+    pub registration: Registration,
+    pub config: Config,
+    pub resolver: Arc<dyn Resolver>,
+    pub updates: mpsc::Receiver<Update>,
+    pub kept: Arc<tokio::sync::Mutex<Kept>>,
+    pub faults: Faults,
+}
+
+/// Steps that are to fail, in tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    pub attach: Fault,
+    pub detach: Fault,
+}
+
+impl Node {
+    /// Puts the data plane in place, or takes over the one that is there, and begins to serve it.
+    ///
+    /// # Errors
+    /// When the kernel refuses something that the node cannot do without; what a previous process had in place
+    /// still works then.
+    pub async fn start(start: Start) -> anyhow::Result<Arc<Self>> {
+        let Start {
+            registration,
+            config,
+            resolver,
+            updates,
+            kept,
+            faults,
+        } = start;
+        let netlink = Netlink::open().context("opening a routing socket")?;
+        let changes = Changes::open().context("subscribing to the kernel's changes")?;
+        let host_address = host_address(&registration);
+        let options = Oak0Options {
+            address: host_address,
+            mtu: u32::from(config.mtu),
+        };
+        let oak0 = Oak0::open(&netlink, &options).await.context("opening oak0")?;
+        let strangers = strangers::listen(config.listen_port)?;
+
+        let globals = Globals {
+            oak0_interface: oak0.index(),
+            tunnel_port: config.listen_port,
+        };
+        let pins = Pins::of(&registration.node_id);
+        let (mut dataplane, tables) = Dataplane::open(pins, globals).context("loading the data plane")?;
+        let mut directory =
+            Directory::adopt(tables, &registration.node_id).context("taking over the tables")?;
+        if let Some(address) = registration.instance_address {
+            directory.add_endpoint(&LocalEndpoint {
+                address,
+                namespace_address: host_address,
+                incarnation: 1,
+                application: registration.application,
+                interface: oak0.index(),
+                mac: [0; 6],
+                delivery: delivery::HOST,
+            })?;
+        }
+        for program in [Program::FromOak0, Program::FromHost] {
+            dataplane.attach(program, oak0::NAME, oak0.index())?;
+        }
+        {
+            let mut kept = kept.lock().await;
+            kept.state
+                .sysctls
+                .set_required()
+                .context("setting what the kernel needs")?;
+            kept.save()?;
+        }
+
+        let node = Arc::new(Self {
+            registration,
+            config,
+            netlink,
+            oak0,
+            resolver,
+            dataplane: Mutex::new(dataplane),
+            directory: Mutex::new(directory),
+            parking: Mutex::default(),
+            kept,
+            records: Mutex::default(),
+            local_addresses: Mutex::default(),
+            tunnels: Mutex::default(),
+            connection: Mutex::new((false, "connecting".to_owned())),
+            upkeep_due: Notify::new(),
+            faults,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        node.restore_endpoints()
+            .await
+            .context("taking over the endpoints")?;
+        node.apply_firewall().await.context("setting the firewall up")?;
+        node.upkeep().await.context("attaching to the uplinks")?;
+
+        node.spawn(|node| node.serve_upcalls());
+        node.spawn(|node| node.serve_updates(updates));
+        node.spawn(|node| node.serve_changes(changes));
+        node.spawn(|node| node.serve_strangers(strangers));
+        node.learn_again();
+        tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
+        Ok(node)
+    }
+
+    /// Ends the tasks. Everything in the kernel stays and goes on.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn spawn<F>(self: &Arc<Self>, task: impl FnOnce(Arc<Self>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.stop.clone();
+        let task = task(self.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    async fn apply_firewall(&self) -> anyhow::Result<()> {
+        let tunnels = self.wanted_tunnels();
+        let options = firewall::FirewallOptions {
+            node_id: self.registration.node_id.clone(),
+            subnets: vec![ipnetwork::Ipv4Network::new(self.registration.subnet, 26)?],
+            tunnels: tunnels.clone(),
+        };
+        firewall::apply(&options).await?;
+        *lock(&self.tunnels) = tunnels;
+        Ok(())
+    }
+
+    fn wanted_tunnels(&self) -> std::collections::BTreeSet<SocketAddrV4> {
+        let keys = lock(&self.directory).node_keys();
+        keys.into_iter()
+            .map(|key| SocketAddrV4::new(key.address, key.port))
+            .collect()
+    }
+
+    fn directory(&self) -> MutexGuard<'_, Directory> {
+        lock(&self.directory)
+    }
+}
+
+/// Address of the node itself in the overlay: the first of its subnet.
+fn host_address(registration: &Registration) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(registration.subnet) + 1)
+}
+
+/// A lock whose holder panicked holds data that is whole all the same: every change to it is a single map write
+/// with its bookkeeping, or is repaired by the next reconciliation.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,145 @@
+//! What a process finds when it starts, and what is left when a node is given up.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use super::attach::local_endpoint;
+use super::{Node, host_address, lock};
+use crate::dataplane::{PINS, Pins, Program};
+use crate::endpoint;
+use crate::host::{self, Errors, Netlink, firewall, oak0, offload};
+use crate::state::{EndpointState, State, Store};
+
+impl Node {
+    /// Takes over the endpoints of a previous process: those that were whole go on without losing a packet, those
+    /// that were half-made or whose container is gone are undone, and what nobody noted is removed.
+    pub(super) async fn restore_endpoints(self: &Arc<Self>) -> anyhow::Result<()> {
+        let links = endpoint::list(&self.netlink, &self.registration.node_id).await?;
+        let mut kept = self.kept.lock().await;
+        let keys: Vec<String> = kept.state.endpoints.keys().cloned().collect();
+        for key in keys {
+            let Some(endpoint) = kept.state.endpoints.get(&key).cloned() else {
+                continue;
+            };
+            let whole = endpoint.attached.as_ref().is_some_and(|attached| {
+                links
+                    .iter()
+                    .any(|link| link.interface == attached.interface && link.name == attached.interface_name)
+            });
+            if whole {
+                self.restore(&endpoint)
+                    .with_context(|| format!("taking over {key}"))?;
+            } else {
+                tracing::info!(endpoint = key, "not whole: removed");
+                self.take_off(&mut kept, &key)
+                    .await
+                    .with_context(|| format!("removing {key}"))?;
+            }
+        }
+
+        let known: Vec<_> = kept
+            .state
+            .endpoints
+            .values()
+            .map(|endpoint| endpoint.namespace_address)
+            .collect();
+        for link in links.iter().filter(|link| !known.contains(&link.address)) {
+            tracing::info!(interface = link.name, "a link that nobody noted: removed");
+            endpoint::detach(&self.netlink, &self.registration.node_id, link.address).await?;
+        }
+        let host = host_address(&self.registration);
+        let local = self.directory().local_instances();
+        for (address, namespace_address) in local {
+            if namespace_address != host && !known.contains(&namespace_address) {
+                self.directory().remove_endpoint(address, namespace_address)?;
+            }
+        }
+        let interfaces: Vec<u32> = kept
+            .state
+            .endpoints
+            .values()
+            .filter_map(|endpoint| endpoint.attached.as_ref().map(|attached| attached.interface))
+            .collect();
+        let attachments = lock(&self.dataplane).attachments()?;
+        for (program, index) in attachments {
+            if program == Program::FromEndpoint && !interfaces.contains(&index) {
+                lock(&self.dataplane).detach(program, index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn restore(&self, endpoint: &EndpointState) -> anyhow::Result<()> {
+        let (Some(local), Some(attached)) = (local_endpoint(endpoint), &endpoint.attached) else {
+            return Ok(());
+        };
+        self.directory().add_endpoint(&local)?;
+        lock(&self.dataplane).attach(
+            Program::FromEndpoint,
+            &attached.interface_name,
+            attached.interface,
+        )?;
+        Ok(())
+    }
+}
+
+/// Removes everything that a node has in the kernel and on the disk. No NetManager may be running, which the lock
+/// of `store` proves. Goes on past failures.
+///
+/// # Errors
+/// Everything that could not be removed; the state is kept then, so that it can be tried again.
+pub async fn purge(store: &Store) -> anyhow::Result<()> {
+    let mut state = store.load()?;
+    let netlink = Netlink::open()?;
+    let mut failures: Vec<String> = Vec::new();
+    let mut collect = |what: &str, error: String| failures.push(format!("{what}: {error}"));
+    if let Some(registration) = state.registration.clone() {
+        let node_id = &registration.node_id;
+        match endpoint::list(&netlink, node_id).await {
+            Ok(links) => {
+                for link in links {
+                    if let Err(error) = endpoint::detach(&netlink, node_id, link.address).await {
+                        collect(&link.name, error.to_string());
+                    }
+                }
+            }
+            Err(error) => collect("links", error.to_string()),
+        }
+        if let Err(error) = Pins::of(node_id).remove() {
+            collect(PINS, error.to_string());
+        }
+        if let Err(error) = firewall::remove(node_id).await {
+            collect("firewall", error.to_string());
+        }
+        if let Err(error) = oak0::remove_leftover(&netlink).await {
+            collect(oak0::NAME, error.to_string());
+        }
+    }
+    restore_settings(&mut state, &mut collect);
+    if !failures.is_empty() {
+        store.save(&state)?;
+        anyhow::bail!("not everything could be removed:\n  {}", failures.join("\n  "));
+    }
+    store.clear()?;
+    Ok(())
+}
+
+fn restore_settings(state: &mut State, collect: &mut impl FnMut(&str, String)) {
+    if let Err::<(), Errors>(errors) = state.sysctls.restore() {
+        collect("settings", errors.to_string());
+    }
+    state.offloads.retain(|interface| {
+        match offload::set_feature(interface, offload::UDP_SEGMENTATION, true) {
+            Ok(_) => false,
+            Err(error) => {
+                // An interface that is gone has nothing to restore.
+                let gone = host::Error::errno(&error) == Some(libc::ENODEV);
+                if !gone {
+                    collect(interface, error.to_string());
+                }
+                !gone
+            }
+        }
+    });
+}

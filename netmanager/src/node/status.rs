@@ -1,0 +1,129 @@
+//! What a node says about itself.
+
+use std::net::Ipv4Addr;
+
+use dataplane_ebpf::tables::LAYOUT;
+use serde::{Deserialize, Serialize};
+
+use super::{Node, host_address, lock};
+use crate::dataplane::CounterRow;
+use crate::directory::ServiceView;
+use crate::host::firewall;
+
+/// The node at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub node_id: String,
+    pub subnet: String,
+    /// Address of the node itself inside the overlay.
+    pub namespace_address: Ipv4Addr,
+    /// Address by which others reach the node itself.
+    pub instance_address: Option<Ipv4Addr>,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    pub local_addresses: Vec<Ipv4Addr>,
+    /// How tunnel datagrams are taken off the wire.
+    pub uplink_mode: String,
+    pub layout: u32,
+    pub mtu: u16,
+    pub endpoints: usize,
+    pub services: usize,
+    pub nodes: Vec<String>,
+    /// Whether the cluster can be asked.
+    pub connected: bool,
+    pub connection: String,
+    /// Packets that did not wait for an answer because there was no room, because the address had just been asked
+    /// for in vain, and that waited in vain.
+    pub parked_full: u64,
+    pub parked_refused: u64,
+    pub parked_unanswered: u64,
+}
+
+/// An endpoint, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    pub service: String,
+    pub instance: u32,
+    pub namespace_address: Ipv4Addr,
+    pub instance_address: Ipv4Addr,
+    pub incarnation: u64,
+    pub pid: u32,
+    pub interface: String,
+}
+
+impl Node {
+    /// The node at a glance.
+    pub async fn status(&self) -> Status {
+        let endpoints = self.kept.lock().await.state.endpoints.len();
+        let (connected, connection) = lock(&self.connection).clone();
+        let parked = lock(&self.parking).dropped();
+        let directory = self.directory();
+        Status {
+            node_id: self.registration.node_id.clone(),
+            subnet: format!("{}/26", self.registration.subnet),
+            namespace_address: host_address(&self.registration),
+            instance_address: self.registration.instance_address,
+            tunnel_port: self.config.listen_port,
+            local_addresses: lock(&self.local_addresses).clone(),
+            uplink_mode: "tc".to_owned(),
+            layout: LAYOUT,
+            mtu: self.config.mtu,
+            endpoints,
+            services: directory.services().len(),
+            nodes: directory
+                .node_keys()
+                .iter()
+                .map(|key| format!("{}:{}", key.address, key.port))
+                .collect(),
+            connected,
+            connection,
+            parked_full: parked.full,
+            parked_refused: parked.refused,
+            parked_unanswered: parked.unanswered,
+        }
+    }
+
+    /// The endpoints of this node.
+    pub async fn endpoints(&self) -> Vec<EndpointView> {
+        let kept = self.kept.lock().await;
+        let view = |endpoint: &crate::state::EndpointState| EndpointView {
+            service: endpoint.service.clone(),
+            instance: endpoint.number,
+            namespace_address: endpoint.namespace_address,
+            instance_address: endpoint.instance_address,
+            incarnation: endpoint.incarnation,
+            pid: endpoint.pid,
+            interface: endpoint
+                .attached
+                .as_ref()
+                .map_or_else(String::new, |attached| attached.interface_name.clone()),
+        };
+        kept.state.endpoints.values().map(view).collect()
+    }
+
+    /// The service addresses that this node knows.
+    pub fn services(&self) -> Vec<ServiceView> {
+        self.directory().services()
+    }
+
+    /// What happened to packets: the data plane's counters, and what the firewall kept from tunnel ports.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the counters.
+    pub async fn counters(&self) -> anyhow::Result<Vec<CounterRow>> {
+        let mut rows = self.directory().counters()?;
+        for counter in firewall::counters(&self.registration.node_id).await? {
+            if counter.packets > 0 {
+                rows.push(CounterRow {
+                    hook: "firewall".to_owned(),
+                    name: counter.name.to_uppercase(),
+                    dropped: true,
+                    packets: counter.packets,
+                    bytes: counter.bytes,
+                    meaning: "somebody on this machine sent to the tunnel port of a node".to_owned(),
+                });
+            }
+        }
+        Ok(rows)
+    }
+}

@@ -1,0 +1,112 @@
+//! First packets: what the data plane hands up because it does not know the destination.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use dataplane_ebpf::address::is_service_or_instance;
+use dataplane_ebpf::header::{ETHERNET_LENGTH, ETHERTYPE_IPV4};
+use tokio::sync::mpsc;
+
+use super::{Node, lock};
+use crate::host::oak0::FRAME_CAPACITY;
+use crate::parking::{FAILED_FOR, Parked, UNKNOWN_FOR};
+use crate::resolver::ResolveError;
+
+/// Bytes of the header that the tap puts before each frame.
+const VIRTIO_HEADER: usize = 10;
+
+impl Node {
+    /// Reads what comes up, parks it, and writes it back once its destination is known. One task does both, so
+    /// that what waited goes before what comes later.
+    pub(super) async fn serve_upcalls(self: Arc<Self>) {
+        let mut buffer = vec![0; FRAME_CAPACITY];
+        let (answered, mut answers) = mpsc::unbounded_channel();
+        loop {
+            tokio::select! {
+                // Answers first: what waits is older than what comes.
+                biased;
+                Some(destination) = answers.recv() => self.release(destination).await,
+                received = self.oak0.receive(&mut buffer) => match received {
+                    Ok(length) => self.take(&buffer[..length], &answered).await,
+                    Err(error) => {
+                        tracing::error!(%error, "oak0 cannot be read: unknown destinations stay unknown");
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn take(self: &Arc<Self>, frame: &[u8], answered: &mpsc::UnboundedSender<Ipv4Addr>) {
+        let Some(destination) = destination(frame) else {
+            return;
+        };
+        let waits = lock(&self.parking).is_waiting(destination);
+        if !waits && self.directory().knows(destination) {
+            // It was on its way up while the answer was entered.
+            return self.write_back(frame).await;
+        }
+        if lock(&self.parking).park(destination, frame, Instant::now()) == Parked::First {
+            let answered = answered.clone();
+            self.spawn(|node| async move {
+                node.ask(destination).await;
+                // The receiver ends with the node.
+                if answered.send(destination).is_err() {
+                    tracing::debug!(%destination, "answered too late");
+                }
+            });
+        }
+    }
+
+    /// Asks who is behind an address and enters the answer.
+    async fn ask(&self, destination: Ipv4Addr) {
+        let refuse = |period| lock(&self.parking).refuse(destination, Instant::now(), period);
+        match self.resolver.resolve(destination).await {
+            Ok(Some(record)) => {
+                if let Err(error) = self.install_service(record).await {
+                    tracing::error!(%error, %destination, "cannot enter a service");
+                    refuse(FAILED_FOR);
+                } else if !self.directory().knows(destination) {
+                    tracing::warn!(%destination, "the answer does not contain the address that was asked for");
+                    refuse(UNKNOWN_FOR);
+                }
+            }
+            Ok(None) => refuse(UNKNOWN_FOR),
+            Err(error @ (ResolveError::Away(_) | ResolveError::Late { .. })) => {
+                tracing::debug!(%error, %destination, "no answer");
+                refuse(FAILED_FOR);
+            }
+            Err(error @ (ResolveError::Refused(_) | ResolveError::Contradictory(_))) => {
+                tracing::warn!(%error, %destination, "no usable answer");
+                refuse(UNKNOWN_FOR);
+            }
+        }
+    }
+
+    async fn release(&self, destination: Ipv4Addr) {
+        let packets = lock(&self.parking).release(destination);
+        for packet in packets {
+            self.write_back(&packet).await;
+        }
+    }
+
+    async fn write_back(&self, frame: &[u8]) {
+        if let Err(error) = self.oak0.send(frame).await {
+            tracing::warn!(%error, "a packet that waited cannot be written back");
+        }
+    }
+}
+
+/// Where an IPv4 frame to the overlay goes; nothing else is waited for.
+fn destination(frame: &[u8]) -> Option<Ipv4Addr> {
+    let frame = frame.get(VIRTIO_HEADER..)?;
+    if frame.get(ETHERNET_LENGTH - 2..ETHERNET_LENGTH)? != ETHERTYPE_IPV4 {
+        return None;
+    }
+    let destination: [u8; 4] = frame
+        .get(ETHERNET_LENGTH + 16..ETHERNET_LENGTH + 20)?
+        .try_into()
+        .ok()?;
+    is_service_or_instance(destination).then(|| Ipv4Addr::from(destination))
+}

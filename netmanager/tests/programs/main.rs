@@ -1,0 +1,27 @@
+//! The programs of the data plane, packet by packet: the real object in the running kernel, run on crafted frames
+//! by `BPF_PROG_TEST_RUN`. Names of tests begin with their number in the catalogue.
+//!
+//! Each test loads an object of its own, with maps of its own, neither attached nor pinned. What such a run cannot
+//! show, because the kernel makes up the packet and ends with the verdict: where a redirect arrives, unfinished
+//! checksums, neighbours. The tests on real interfaces do.
+
+// mod admission;
+mod balance;
+mod connection;
+mod conversation;
+// mod encapsulation;
+// mod endings;
+mod flow_table;
+mod foreign;
+mod frame;
+mod host;
+mod malformed;
+// mod object;
+mod oracle;
+// mod outcomes;
+// mod outsiders;
+mod ports;
+// mod random;
+// mod source;
+mod topology;
+mod translation;
