@@ -1,1 +1,30 @@
-fn main() {}
+//! Measures the overlay against plain routing, on hosts made of network namespaces.
+
+mod load;
+mod machine;
+mod overlay;
+mod statistics;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Measures oakestra-ebpf in a laboratory of network namespaces. Needs root.
+///
+/// `cargo xtask bench` builds everything as it is delivered and calls this. What it measures are ratios, taken in
+/// one run on one machine: they carry over to other machines, the absolute figures beside them do not.
+#[derive(Parser)]
+#[command(name = "bench", version)]
+enum Verb {
+    Overlay(overlay::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Verb::parse() {
+        Verb::Overlay(options) => overlay::run(options),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -88,6 +88,8 @@ impl Host {
         wire.ip(&format!("link set {port} master wire up"))?;
         namespace.ip(&format!("address add {address}/24 dev {UPLINK}"))?;
         namespace.ip(&format!("link set {UPLINK} up"))?;
+        namespace.wait_until_up(UPLINK)?;
+        wire.wait_until_up(&port)?;
 
         Ok(Self {
             namespace,
@@ -139,6 +141,8 @@ impl Host {
         ))?;
         self.ip(&format!("route add {address}/32 dev {link}"))?;
         self.sysctl("net.ipv4.ip_forward", "1")?;
+        endpoint.wait_until_up("eth0")?;
+        self.wait_until_up(&link)?;
         Ok(endpoint)
     }
 

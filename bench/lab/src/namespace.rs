@@ -17,9 +17,13 @@ use nix::sched::{CloneFlags, setns};
 use crate::daemon::Daemon;
 use crate::ping::ping;
 use crate::process::output;
+use crate::wait::wait_for;
 
 /// Where `ip netns` keeps the names.
 pub(crate) const DIRECTORY: &str = "/run/netns";
+
+/// How long a link may take to pass packets: the kernel's work queue for that also removes namespaces.
+const LINK_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A network namespace of a lab: a host, an endpoint, or the wire. A handle that may be cloned; the namespace
 /// lives as long as its lab.
@@ -90,6 +94,23 @@ impl Namespace {
     /// Runs `ip` inside, with arguments separated by spaces.
     pub fn ip(&self, arguments: &str) -> Result<Output> {
         self.run("ip", &arguments.split_ascii_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Waits until an interface passes packets. Its other end may be up for a moment before that: the kernel looks
+    /// at the carrier in the background, and what is sent before is lost.
+    pub fn wait_until_up(&self, interface: &str) -> Result<()> {
+        let show = format!("-o -d link show {interface}");
+        wait_for(
+            &format!("{interface} in {} to be up", self.name),
+            LINK_DEADLINE,
+            || {
+                let output = self.ip(&show)?;
+                let text = String::from_utf8_lossy(&output.stdout);
+                // The bridge hears of the carrier later than the port itself.
+                let is_port = text.contains(" bridge_slave ");
+                Ok(text.contains(" state UP ") && (!is_port || text.contains(" state forwarding ")))
+            },
+        )
     }
 
     /// Runs a closure inside, on a thread of its own. A socket that it opens stays inside wherever it is used.

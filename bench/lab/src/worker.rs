@@ -198,10 +198,13 @@ impl Worker {
         Ok(())
     }
 
-    /// Kills it and starts it again; ready when this returns.
+    /// Kills it and starts it again; when this returns, it has taken over what its predecessor left.
     pub fn restart(&mut self) -> Result<()> {
         self.daemon.restart()?;
-        self.wait_until_ready()
+        self.wait_until_ready()?;
+        // It answers once it has resumed.
+        self.get("/status")?;
+        Ok(())
     }
 
     /// Waits until it takes requests.

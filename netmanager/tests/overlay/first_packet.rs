@@ -109,6 +109,26 @@ fn the_first_ping_waits_and_is_answered() {
 }
 
 #[test]
+fn the_far_side_reaches_back_by_a_service_of_its_own_choice() {
+    let overlay = Overlay::new("reach back");
+    overlay.client.ping(FAR_SERVICE, DEADLINE).expect("answered");
+    let socket = bind(&overlay.client, 4_001);
+    let sender = bind(&overlay.far_servers[0], 0);
+    sender
+        .send_to(b"question", (CLIENT_SERVICE, 4_001))
+        .expect("sent");
+    let mut buffer = [0; 64];
+    let (length, peer) = socket.recv_from(&mut buffer).unwrap_or_else(|error| {
+        let counters = [&overlay.near, &overlay.far].map(|worker| worker.get("/drops").expect("counted"));
+        panic!("{error}: {counters:#?}")
+    });
+    assert_eq!(
+        (&buffer[..length], peer.ip()),
+        (&b"question"[..], overlay.far_instances[0].address.into())
+    );
+}
+
+#[test]
 fn an_address_that_nobody_has_is_not_answered_and_takes_nothing_from_others() {
     let overlay = Overlay::new("no such address");
     let client = bind(&overlay.client, 0);

@@ -5,3 +5,7 @@
 
 mod first_packet;
 mod fixture;
+mod hostile;
+mod lifecycle;
+mod restart;
+mod transfer;

@@ -54,14 +54,7 @@ const NODES: Pair = Pair {
 };
 
 /// Carries one packet from the client to the server and one back, and requires every byte on the way.
-fn exchange(
-    case: &str,
-    node_a: &mut Host,
-    node_b: &mut Host,
-    pair: &Pair,
-    request: &Packet,
-    answer: &Packet,
-) {
+fn exchange(case: &str, node_a: &Host, node_b: &Host, pair: &Pair, request: &Packet, answer: &Packet) {
     let request = Packet {
         source: pair.client,
         destination: pair.asked,
@@ -125,7 +118,7 @@ fn exchange(
 #[test]
 fn p12_a_client_talks_to_a_service_on_another_node_and_sees_only_the_service() {
     for (name, pair) in [("containers", CONTAINERS), ("nodes", NODES)] {
-        let (mut node_a, mut node_b) = (Host::at(Site::A), Host::at(Site::B));
+        let (node_a, node_b) = (Host::at(Site::A), Host::at(Site::B));
         let segments = [
             ("handshake", SYN, SYN | ACK),
             ("data", ACK | PSH, ACK | PSH),
@@ -135,8 +128,8 @@ fn p12_a_client_talks_to_a_service_on_another_node_and_sees_only_the_service() {
         for (step, flags, answer_flags) in segments {
             exchange(
                 &format!("{name}, {step}"),
-                &mut node_a,
-                &mut node_b,
+                &node_a,
+                &node_b,
                 &pair,
                 &Packet {
                     flags,
@@ -159,8 +152,8 @@ fn p12_a_client_talks_to_a_service_on_another_node_and_sees_only_the_service() {
             for turn in ["first", "second"] {
                 exchange(
                     &format!("{name}, {transport:?}, {turn}"),
-                    &mut node_a,
-                    &mut node_b,
+                    &node_a,
+                    &node_b,
                     &pair,
                     &request,
                     &request,
@@ -172,19 +165,12 @@ fn p12_a_client_talks_to_a_service_on_another_node_and_sees_only_the_service() {
 
 #[test]
 fn p12_a_flow_is_one_entry_each_way_on_each_node() {
-    let (mut node_a, mut node_b) = (Host::at(Site::A), Host::at(Site::B));
+    let (node_a, node_b) = (Host::at(Site::A), Host::at(Site::B));
     let request = Packet {
         transport: Transport::Udp,
         ..Packet::default()
     };
-    exchange(
-        "opening",
-        &mut node_a,
-        &mut node_b,
-        &CONTAINERS,
-        &request,
-        &request,
-    );
+    exchange("opening", &node_a, &node_b, &CONTAINERS, &request, &request);
 
     let key = |source, source_port: u16, destination, destination_port: u16| FlowKey {
         source,
@@ -225,7 +211,7 @@ fn p12_a_flow_is_one_entry_each_way_on_each_node() {
 /// Carries a packet and its answer between two endpoints of one node.
 fn exchange_on_node(
     case: &str,
-    node: &mut Host,
+    node: &Host,
     request: &Packet,
     server: Address,
     server_shown: Address,
@@ -274,7 +260,7 @@ fn exchange_on_node(
 #[test]
 fn p18_client_and_instance_on_one_node_see_what_they_would_see_from_afar() {
     for transport in Transport::CARRIED {
-        let mut node = Host::at(Site::A);
+        let node = Host::at(Site::A);
         for (turn, flags) in [("opening", SYN), ("data", ACK), ("closing", FIN | ACK)] {
             let request = Packet {
                 transport,
@@ -284,7 +270,7 @@ fn p18_client_and_instance_on_one_node_see_what_they_would_see_from_afar() {
             };
             exchange_on_node(
                 &format!("{transport:?}, {turn}"),
-                &mut node,
+                &node,
                 &request,
                 C,
                 C_SHOWN,
@@ -298,7 +284,7 @@ fn p18_client_and_instance_on_one_node_see_what_they_would_see_from_afar() {
 #[test]
 fn p18_an_instance_reaches_itself_through_its_own_service() {
     for transport in Transport::CARRIED {
-        let mut node = Host::at(Site::A);
+        let node = Host::at(Site::A);
         for (turn, flags) in [("opening", SYN), ("data", ACK), ("closing", FIN | ACK)] {
             let request = Packet {
                 transport,
@@ -308,7 +294,7 @@ fn p18_an_instance_reaches_itself_through_its_own_service() {
             };
             exchange_on_node(
                 &format!("{transport:?}, {turn}"),
-                &mut node,
+                &node,
                 &request,
                 A,
                 A_SHOWN,
@@ -322,7 +308,7 @@ fn p18_an_instance_reaches_itself_through_its_own_service() {
 #[test]
 fn p18_two_instances_that_call_each_other_from_the_same_port_keep_to_the_addresses_they_called() {
     // As gossip protocols do: each side's requests and its answers come from one socket.
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     let request = Packet {
         transport: Transport::Udp,
         source_port: 7946,
@@ -363,7 +349,7 @@ fn p18_two_instances_that_call_each_other_from_the_same_port_keep_to_the_address
 
 #[test]
 fn f42_what_one_node_wraps_the_other_unwraps() {
-    let (mut node_a, mut node_b) = (Host::at(Site::A), Host::at(Site::B));
+    let (node_a, node_b) = (Host::at(Site::A), Host::at(Site::B));
     let transports = prop_oneof![
         Just(Transport::Tcp),
         Just(Transport::Udp),

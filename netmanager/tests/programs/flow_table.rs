@@ -24,7 +24,7 @@ fn with_pinned_flows(name: &str, pin: impl FnOnce(&Path)) -> Host {
 }
 
 /// The same, for a map that is there already.
-fn with_flows(name: &str, flows: &aya::maps::HashMap<MapData, FlowKey, Flow>) -> Host {
+fn with_flows(name: &str, flows: aya::maps::HashMap<MapData, FlowKey, Flow>) -> Host {
     with_pinned_flows(name, |path| flows.pin(path).expect("a free name"))
 }
 
@@ -80,7 +80,7 @@ fn p22_a_table_without_room_for_both_entries_keeps_none() {
             flow.last_seen = crate::host::coarse_time();
             flows.insert(key, flow, 0).expect("room for it");
         }
-        let mut node = with_flows(name, &flows);
+        let node = with_flows(name, flows);
         for transport in Transport::CARRIED {
             let packet = Packet {
                 transport,
@@ -100,7 +100,7 @@ fn p22_a_table_without_room_for_both_entries_keeps_none() {
 
 #[test]
 fn p22_a_full_table_keeps_the_flows_it_has() {
-    let mut node = with_flows("full", &hash(2));
+    let node = with_flows("full", hash(2));
     let first = request(5000);
     node.expect(
         "opening",
@@ -151,7 +151,7 @@ fn p22_a_full_table_keeps_the_flows_it_has() {
 fn p22_when_the_oldest_flows_give_way_every_new_one_still_opens() {
     const FLOWS: u16 = 3000;
     const ENTRIES: u32 = 1024;
-    let mut node = with_pinned_flows("lru", |path| {
+    let node = with_pinned_flows("lru", |path| {
         // The object's own table, only smaller.
         EbpfLoader::new()
             .map_max_entries("FLOWS", ENTRIES)

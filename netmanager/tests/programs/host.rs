@@ -7,7 +7,7 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane_ebpf::address::TUNNEL_PORT;
 use dataplane_ebpf::tables::{Flow, FlowKey};
 use dataplane_ebpf::verdict::{Action, DropReason};
-use netmanager::dataplane::{CounterRow, Globals, Program, Tables, classifier, load, read_counters};
+use netmanager::dataplane::{CounterRow, Globals, Program, Tables, load, read_counters};
 
 use crate::frame::hex;
 use crate::oracle;
@@ -117,13 +117,17 @@ impl Host {
     }
 
     /// The program, to be run by several threads at once.
-    pub fn program(&mut self, program: Program) -> &SchedClassifier {
-        classifier(&mut self.programs, program).expect("a program of the object")
+    pub fn program(&self, program: Program) -> &SchedClassifier {
+        let loaded = self
+            .programs
+            .program(program.name())
+            .expect("a program of the object");
+        loaded.try_into().expect("a tc program")
     }
 
     /// Runs `program` on `frame`, and checks that right checksums stay right (P-51).
     #[track_caller]
-    pub fn run_with(&mut self, program: Program, frame: &[u8], context: Context) -> Ran {
+    pub fn run_with(&self, program: Program, frame: &[u8], context: Context) -> Ran {
         let before = self.counters();
         let (verdict, out) = run(self.program(program), frame, context);
         if verdict != SHOT && oracle::check(frame).is_ok() {
@@ -137,14 +141,14 @@ impl Host {
     }
 
     #[track_caller]
-    pub fn run(&mut self, program: Program, frame: &[u8]) -> Ran {
+    pub fn run(&self, program: Program, frame: &[u8]) -> Ran {
         self.run_with(program, frame, Context::default())
     }
 
     /// Runs `program` on `frame` and requires all there is to see: the verdict, every byte of the frame that comes
     /// out, and that exactly one counter grew, by this packet.
     #[track_caller]
-    pub fn expect(&mut self, case: &str, program: Program, frame: &[u8], action: Action, out: &[u8]) {
+    pub fn expect(&self, case: &str, program: Program, frame: &[u8], action: Action, out: &[u8]) {
         let ran = self.run(program, frame);
         assert_eq!(hex(&ran.frame), hex(out), "{case}: frame");
         assert_outcome(case, program, &ran, Outcome::Did(action));
@@ -152,13 +156,13 @@ impl Host {
 
     /// As [`Host::expect`], for a frame that stays as it is and goes on to the next program.
     #[track_caller]
-    pub fn passes(&mut self, case: &str, program: Program, frame: &[u8]) {
+    pub fn passes(&self, case: &str, program: Program, frame: &[u8]) {
         self.expect(case, program, frame, Action::Pass, frame);
     }
 
     /// As [`Host::expect`], for a frame that ends here.
     #[track_caller]
-    pub fn drops(&mut self, case: &str, program: Program, frame: &[u8], reason: DropReason) {
+    pub fn drops(&self, case: &str, program: Program, frame: &[u8], reason: DropReason) {
         let ran = self.run(program, frame);
         assert_outcome(case, program, &ran, Outcome::Dropped(reason));
     }

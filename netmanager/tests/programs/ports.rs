@@ -15,7 +15,7 @@ use crate::topology::{
 const FRONTS: [Address; 3] = [SINGLE, TWIN, S_SHOWN];
 
 /// The source port, or identifier, under which a client's packet leaves.
-fn translated_port(node: &mut Host, packet: &Packet) -> u16 {
+fn translated_port(node: &Host, packet: &Packet) -> u16 {
     let ran = node.run(Program::FromEndpoint, &packet.frame());
     let inner = inner(&ran.frame);
     match packet.transport {
@@ -33,7 +33,7 @@ fn translated_port(node: &mut Host, packet: &Packet) -> u16 {
 fn p21_one_instance_behind_three_addresses_keeps_the_flows_of_one_client_port_apart() {
     for transport in Transport::CARRIED {
         for fronts in [FRONTS, [S_SHOWN, TWIN, SINGLE], [TWIN, S_SHOWN, SINGLE]] {
-            let (mut node_a, mut node_b) = (Host::at(Site::A), Host::at(Site::B));
+            let (node_a, node_b) = (Host::at(Site::A), Host::at(Site::B));
             let mut taken = Vec::new();
             for (front, flags) in fronts.into_iter().flat_map(|front| [(front, SYN), (front, ACK)]) {
                 let case = format!("{transport:?} to {front:?}");
@@ -43,7 +43,7 @@ fn p21_one_instance_behind_three_addresses_keeps_the_flows_of_one_client_port_ap
                     destination: front,
                     ..Packet::default()
                 };
-                let port = translated_port(&mut node_a, &request);
+                let port = translated_port(&node_a, &request);
                 taken.push((front, port));
                 // Whatever the port: the packet that leaves is right in every byte, and so is the one that
                 // arrives, and the client is answered from where it asked, at the port it asked from.
@@ -116,7 +116,7 @@ fn p21_one_instance_behind_three_addresses_keeps_the_flows_of_one_client_port_ap
 
 #[test]
 fn p21_protocols_with_the_same_ports_and_clients_with_the_same_ports_share_nothing() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     for source in [A, C] {
         for (transport, destination_port) in [
             (Transport::Tcp, 80),
@@ -150,34 +150,34 @@ fn p21_protocols_with_the_same_ports_and_clients_with_the_same_ports_share_nothi
 
 #[test]
 fn p21_one_client_port_to_two_instances_needs_no_other_port() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     let packet = |destination| Packet {
         transport: Transport::Udp,
         destination,
         ..Packet::default()
     };
-    assert_eq!(translated_port(&mut node, &packet(SINGLE)), 5000);
+    assert_eq!(translated_port(&node, &packet(SINGLE)), 5000);
     // The balanced service begins with the same instance, and then comes to the other.
-    assert_ne!(translated_port(&mut node, &packet(BALANCED)), 5000);
+    assert_ne!(translated_port(&node, &packet(BALANCED)), 5000);
     let second = Packet {
         source_port: 5001,
         ..packet(BALANCED)
     };
-    assert_eq!(translated_port(&mut node, &second), 5001);
+    assert_eq!(translated_port(&node, &second), 5001);
 }
 
 #[test]
 fn p21_a_port_that_took_the_place_of_another_is_not_given_to_its_own_socket_as_well() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     let packet = |source_port, destination| Packet {
         transport: Transport::Udp,
         source_port,
         destination,
         ..Packet::default()
     };
-    assert_eq!(translated_port(&mut node, &packet(5000, SINGLE)), 5000);
-    let borrowed = translated_port(&mut node, &packet(5000, TWIN));
-    let owner = translated_port(&mut node, &packet(borrowed, SINGLE));
+    assert_eq!(translated_port(&node, &packet(5000, SINGLE)), 5000);
+    let borrowed = translated_port(&node, &packet(5000, TWIN));
+    let owner = translated_port(&node, &packet(borrowed, SINGLE));
     assert_ne!(owner, borrowed);
     assert_ne!(owner, 5000);
     assert_eq!(node.flows().len(), 6);
@@ -225,14 +225,14 @@ fn p21_without_a_free_port_the_packet_is_dropped_and_no_flow_is_disturbed() {
     for port in 40_000..49_152 {
         node.tables.flows.remove(&taken(port)).expect("it is there");
     }
-    let port = translated_port(&mut node, &packet);
+    let port = translated_port(&node, &packet);
     assert!((40_000..49_152).contains(&port), "{port}");
 }
 
 #[test]
 fn p21_a_segment_that_begins_nothing_keeps_its_port_or_is_dropped() {
-    let mut node = Host::at(Site::A);
-    assert_eq!(translated_port(&mut node, &Packet::default()), 5000);
+    let node = Host::at(Site::A);
+    assert_eq!(translated_port(&node, &Packet::default()), 5000);
     // To the instance behind the service, from the same port: its peer knows the connection by this port alone.
     let packet = Packet {
         flags: ACK,

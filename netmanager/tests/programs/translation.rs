@@ -20,7 +20,7 @@ fn p10_a_packet_to_a_service_reaches_the_instance_from_the_instance_address_of_i
     ];
     for transport in Transport::CARRIED {
         for (name, payload) in payloads {
-            let mut node = Host::at(Site::A);
+            let node = Host::at(Site::A);
             let request = Packet {
                 transport,
                 payload: payload.to_vec(),
@@ -53,7 +53,7 @@ fn p10_an_instance_address_is_translated_like_a_service_whatever_begins_the_flow
         ("echo reply", Transport::Pong, 0),
     ];
     for (name, transport, flags) in cases {
-        let mut node = Host::at(Site::A);
+        let node = Host::at(Site::A);
         let packet = Packet {
             transport,
             flags,
@@ -91,7 +91,7 @@ fn p10_an_instance_on_the_same_node_is_reached_by_its_kind_of_delivery() {
     ];
     for (name, destination, delivered, action, to_mac) in cases {
         for transport in Transport::CARRIED {
-            let mut node = Host::at(Site::A);
+            let node = Host::at(Site::A);
             let request = Packet {
                 transport,
                 destination,
@@ -116,7 +116,7 @@ fn p10_an_instance_on_the_same_node_is_reached_by_its_kind_of_delivery() {
 
 #[test]
 fn p10_the_node_itself_is_a_client_like_any_other() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     let request = Packet {
         source: HOST,
         ..Packet::default()
@@ -157,7 +157,7 @@ fn p10_the_node_itself_is_a_client_like_any_other() {
 
 #[test]
 fn p10_what_is_delivered_to_the_node_goes_up_its_stack() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     let delivered = Packet {
         source: S_SHOWN,
         destination: HOST,
@@ -202,7 +202,7 @@ fn p11_a_udp_checksum_of_zero_means_none_before_and_after() {
                 checksum,
                 "{name}, {side}: the case is what it says"
             );
-            let mut node = Host::at(Site::A);
+            let node = Host::at(Site::A);
             node.expect(
                 &format!("{name}, {side}"),
                 Program::FromEndpoint,
@@ -218,7 +218,7 @@ fn p11_a_udp_checksum_of_zero_means_none_before_and_after() {
 fn p11_a_changed_port_too_leaves_a_checksum_that_is_there_and_right() {
     // The second flow of the same ports to the same instance gets another source port; of 65,536 payloads that
     // differ in one word, one makes the new checksum zero.
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     node.run(Program::FromEndpoint, &flow_to(SINGLE).frame());
     let mut all_ones = 0;
     for word in 0..=u16::MAX {
@@ -268,7 +268,7 @@ fn payload_that_sums_to_zero(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
 
 #[test]
 fn p13_addresses_outside_the_overlay_are_left_alone() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     let cases = [
         ("the world", [8, 8, 8, 8]),
         ("just below the overlay", [10, 15, 255, 255]),
@@ -303,7 +303,7 @@ fn p13_addresses_outside_the_overlay_are_left_alone() {
 
 #[test]
 fn p13_what_is_in_the_overlay_but_no_service_is_dropped() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     let cases = [
         ("a namespace address here", C),
         ("one's own", A),
@@ -336,7 +336,7 @@ fn p13_what_is_in_the_overlay_but_no_service_is_dropped() {
 
 #[test]
 fn p13_a_service_carries_tcp_udp_and_echo_and_nothing_else() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     let cases = [
         ("SCTP", Transport::Raw(132), DropReason::Protocol),
         ("GRE", Transport::Raw(47), DropReason::Protocol),
@@ -378,7 +378,7 @@ fn p13_a_service_carries_tcp_udp_and_echo_and_nothing_else() {
 
 #[test]
 fn p13_a_packet_to_an_unknown_address_is_parked_as_it_is_and_dropped_the_second_time() {
-    let mut node = Host::at(Site::A);
+    let node = Host::at(Site::A);
     for transport in Transport::CARRIED {
         for flags in [crate::frame::SYN, crate::frame::ACK] {
             let packet = Packet {

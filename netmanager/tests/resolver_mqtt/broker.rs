@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use crate::within;
+use crate::stage::within;
 
 const PROGRAM: &str = "/usr/sbin/mosquitto";
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::within;
+use crate::stage::within;
 
 /// What a cluster says to its nodes; the broker tells it that too.
 const OWN_TOPICS: [&str; 3] = ["subnetwork/result", "tablequery/result", "peers"];

@@ -4,25 +4,17 @@
 
 mod broker;
 mod cluster;
+mod stage;
 
-use std::future::Future;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use netmanager::resolver::{Deployed, Mqtt, MqttSettings, ResolveError, Resolver, ServiceRecord, Update};
+use netmanager::resolver::{Mqtt, MqttSettings, ResolveError, Resolver, Update};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
 
-use broker::{Access, Broker, Gate};
+use broker::{Access, Broker};
 use cluster::Cluster;
-
-/// Longer than anything here takes; a test that waits this long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
-const NODE: &str = "65f0a1b2c3d4e5f6a7b8c9d0";
-const NAME: &str = "app.ns.server.ns";
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 30, 55, 55);
+use stage::{ADDRESS, NAME, NODE, PATIENCE, Stage, deployed, ended, peer, running, within};
 
 #[tokio::test]
 async fn a_lease_is_asked_for_once_by_everyone_who_waits() {
@@ -32,8 +24,8 @@ async fn a_lease_is_asked_for_once_by_everyone_who_waits() {
     assert_eq!(request, json!({"METHOD": "GET"}));
     let result = json!({"address": "10.18.0.64", "addressv6": "fc00::100", "instanceIp": "10.30.0.1"});
     stage.cluster.say("subnetwork/result", &result).await;
-    for lease in within(leases).await {
-        let lease = lease.expect("a lease");
+    for lease in leases {
+        let lease = ended(lease).await.expect("a lease");
         assert_eq!(lease.subnet, Ipv4Addr::new(10, 18, 0, 64));
         assert_eq!(lease.subnet_v6, Some("fc00::100".parse().expect("address")));
         assert_eq!(lease.instance_address, Some(Ipv4Addr::new(10, 30, 0, 1)));
@@ -50,8 +42,8 @@ async fn concurrent_questions_about_one_address_are_one_request() {
         .cluster
         .answer(&ADDRESS.to_string(), &[running(0, 66)])
         .await;
-    for answer in within(answers).await {
-        let record = answer.expect("no error").expect("a service");
+    for answer in answers {
+        let record = ended(answer).await.expect("no error").expect("a service");
         assert_eq!(
             (record.name.as_str(), record.round_robin.as_slice()),
             (NAME, &[ADDRESS][..])
@@ -75,19 +67,19 @@ async fn an_unknown_address_is_known_not_to_exist() {
         let answer = stage.one(|resolver| async move { resolver.resolve(ADDRESS).await });
         stage.cluster.expect_query(&ADDRESS.to_string()).await;
         stage.cluster.answer_unknown(&ADDRESS.to_string()).await;
-        assert_eq!(within(answer).await, Ok(None));
+        assert_eq!(ended(answer).await, Ok(None));
     }
     stage.nothing_else_was_asked().await;
 }
 
 #[tokio::test]
 async fn a_late_answer_is_late_for_its_own_question_only_and_can_be_asked_for_again() {
-    let mut stage = Stage::set_with(Duration::from_millis(300)).await;
+    let mut stage = Stage::set_with(Duration::from_millis(1_500)).await;
     let late = stage.one(|resolver| async move { resolver.resolve(ADDRESS).await });
     stage.cluster.expect_query(&ADDRESS.to_string()).await;
     // A question that waits for its answer does not hold up another one.
     stage.nothing_else_was_asked().await;
-    let late = within(late).await;
+    let late = ended(late).await;
     assert!(matches!(late, Err(ResolveError::Late { .. })), "{late:?}");
 
     stage
@@ -101,7 +93,7 @@ async fn a_late_answer_is_late_for_its_own_question_only_and_can_be_asked_for_ag
         .answer(&ADDRESS.to_string(), &[running(0, 66)])
         .await;
     assert_eq!(
-        within(again)
+        ended(again)
             .await
             .expect("in time")
             .expect("a service")
@@ -219,7 +211,7 @@ async fn malformed_messages_stop_nothing() {
         .cluster
         .say("subnetwork/result", &json!({"address": "10.18.0.64"}))
         .await;
-    assert_eq!(within(lease).await.expect("a lease").subnet_v6, None);
+    assert_eq!(ended(lease).await.expect("a lease").subnet_v6, None);
 
     // Whatever an update says, it says that there is one.
     stage
@@ -252,7 +244,7 @@ async fn a_table_of_thousands_of_rows_arrives() {
     stage.cluster.expect_query(NAME).await;
     stage.cluster.answer(NAME, &rows).await;
     assert_eq!(
-        within(answer)
+        ended(answer)
             .await
             .expect("no error")
             .expect("a service")
@@ -295,7 +287,7 @@ async fn a_broker_that_dies_and_comes_back_finds_everything_as_it_was() {
         match stage.update().await {
             Update::Service(record) => break record,
             Update::Connection { .. } => {}
-            other => panic!("{other:?}"),
+            other @ (Update::Peers { .. } | Update::Gone { .. }) => panic!("{other:?}"),
         }
     };
     assert_eq!(
@@ -319,6 +311,38 @@ async fn a_broker_that_dies_and_comes_back_finds_everything_as_it_was() {
 }
 
 #[tokio::test]
+async fn what_was_said_while_the_node_was_away_is_heard_when_it_is_back() {
+    let mut stage = Stage::set().await;
+    stage.resolve_service().await;
+    stage.resolver.deployed(&deployed()).await.expect("told");
+    stage.cluster.expect("service/deployed").await;
+
+    stage.gate.close();
+    let Update::Connection { up: false, .. } = stage.update().await else {
+        panic!("the connection is gone")
+    };
+    stage
+        .cluster
+        .say("peers", &json!({"version": 1, "rows": [peer(0, 70)]}))
+        .await;
+    stage.resolver.undeployed(&deployed()).await.expect("told later");
+    stage.gate.open().await;
+
+    let acknowledge = loop {
+        match stage.update().await {
+            Update::Peers { acknowledge, .. } => break acknowledge,
+            Update::Connection { .. } => {}
+            other @ (Update::Service(_) | Update::Gone { .. }) => panic!("{other:?}"),
+        }
+    };
+    // What is true by now, and not first what was true before.
+    stage.cluster.expect("service/undeployed").await;
+    stage.cluster.expect_query(NAME).await;
+    acknowledge.send(()).expect("somebody waits for it");
+    stage.cluster.expect("peers/ack").await;
+}
+
+#[tokio::test]
 async fn a_broker_that_refuses_the_node_is_not_merely_away() {
     let broker = Broker::new(Access::Nobody).await;
     let settings = MqttSettings::new(NODE, "127.0.0.1", broker.port()).expect("settings");
@@ -333,118 +357,4 @@ async fn a_broker_that_refuses_the_node_is_not_merely_away() {
         matches!(update, Some(Update::Connection { up: false, .. })),
         "{update:?}"
     );
-}
-
-/// A broker, a cluster and a resolver that is connected.
-struct Stage {
-    broker: Broker,
-    gate: Gate,
-    cluster: Cluster,
-    resolver: Arc<Mqtt>,
-    updates: mpsc::Receiver<Update>,
-}
-
-impl Stage {
-    async fn set() -> Self {
-        Self::set_with(PATIENCE).await
-    }
-
-    async fn set_with(query_deadline: Duration) -> Self {
-        let broker = Broker::new(Access::Everybody).await;
-        let gate = Gate::before(broker.port()).await;
-        let cluster = Cluster::connect(broker.port(), NODE, NAME).await;
-        let settings = MqttSettings::new(NODE, "127.0.0.1", gate.port()).expect("settings");
-        let (resolver, updates) = Mqtt::connect(&settings.with_deadlines(query_deadline, PATIENCE));
-        let mut stage = Self {
-            broker,
-            gate,
-            cluster,
-            resolver: Arc::new(resolver),
-            updates,
-        };
-        let Update::Connection { up: true, .. } = stage.update().await else {
-            panic!("no connection")
-        };
-        stage
-    }
-
-    /// Makes the service one of interest, with one instance.
-    async fn resolve_service(&mut self) {
-        let answer = self.one(|resolver| async move { resolver.resolve_name(NAME).await });
-        for _ in 0..2 {
-            self.cluster.expect_query(NAME).await;
-            self.cluster.answer(NAME, &[running(0, 66)]).await;
-        }
-        within(answer).await.expect("no error").expect("a service");
-    }
-
-    /// Asks a question of its own: what the node said before would reach the cluster before it.
-    async fn nothing_else_was_asked(&mut self) {
-        let mark = Ipv4Addr::new(10, 30, 254, 254);
-        let answer = self.one(move |resolver| async move { resolver.resolve(mark).await });
-        self.cluster.expect_query(&mark.to_string()).await;
-        self.cluster.answer_unknown(&mark.to_string()).await;
-        assert_eq!(within(answer).await, Ok(None));
-    }
-
-    async fn service(&mut self) -> ServiceRecord {
-        match self.update().await {
-            Update::Service(record) => record,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn update(&mut self) -> Update {
-        within(self.updates.recv()).await.expect("an update")
-    }
-
-    fn one<T, F>(&self, ask: impl FnOnce(Arc<Mqtt>) -> F) -> impl Future<Output = T> + use<T, F>
-    where
-        T: Send + 'static,
-        F: Future<Output = T> + Send + 'static,
-    {
-        let task = tokio::spawn(ask(Arc::clone(&self.resolver)));
-        async { task.await.expect("the question ends") }
-    }
-
-    fn both<T, F>(&self, ask: impl Fn(Arc<Mqtt>) -> F) -> impl Future<Output = [T; 2]> + use<T, F>
-    where
-        T: Send + 'static,
-        F: Future<Output = T> + Send + 'static,
-    {
-        let [first, second] = [self.one(&ask), self.one(&ask)];
-        async { [first.await, second.await] }
-    }
-}
-
-fn running(number: u32, octet: u8) -> Value {
-    let [third, fourth] = u16::try_from(number + 2).expect("few instances").to_be_bytes();
-    json!({
-        "instance_number": number, "instance_ip": format!("10.30.{third}.{fourth}"), "cluster_id": "c1",
-        "namespace_ip": format!("10.18.0.{octet}"), "namespace_ip_v6": "<nil>",
-        "host_ip": "192.0.2.11", "host_port": 50103,
-        "service_ip": [{"IpType": "RR", "Address": ADDRESS.to_string(), "Address_v6": "fdff:2000::1"}]
-    })
-}
-
-fn peer(number: u32, octet: u8) -> Value {
-    let mut row = running(number, octet);
-    row["app_name"] = json!("app.ns.client.ns");
-    row
-}
-
-fn deployed() -> Deployed {
-    Deployed {
-        service: NAME.parse().expect("name"),
-        number: 2,
-        namespace_address: Ipv4Addr::new(10, 18, 0, 2),
-        namespace_address_v6: Some("fc00::2".parse().expect("address")),
-        node_address: Ipv4Addr::new(192, 0, 2, 10),
-        node_port: 50103,
-        incarnation: Some(7),
-    }
-}
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.expect("in time")
 }

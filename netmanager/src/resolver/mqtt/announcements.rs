@@ -50,6 +50,19 @@ impl Announcements {
         sent.then_some(message)
     }
 
+    /// A message that was sent may not have arrived. What is true by then is sent when the cluster is back,
+    /// instead of the message: it could overtake a newer one about the same instance.
+    pub(super) fn take_back(&mut self, message: ServiceAnnouncement) {
+        let key = (message.appname.clone(), message.instance_number);
+        match self.0.get_mut(&key) {
+            Some(announcement) => announcement.sent = false,
+            None if message.status == AnnouncementStatus::Undeployed => {
+                self.0.insert(key, Announcement { message, sent: false });
+            }
+            None => {}
+        }
+    }
+
     /// What has to be sent when the cluster is back: what could not be sent before, and everything to one
     /// that has `forgotten`.
     pub(super) fn due(&mut self, forgotten: bool) -> Vec<ServiceAnnouncement> {
@@ -90,6 +103,33 @@ mod tests {
         let due = announcements.due(false);
         assert_eq!((numbers(&due), due[0].status), (vec![1], left));
         assert!(announcements.due(true).is_empty());
+    }
+
+    #[test]
+    fn what_may_not_have_arrived_is_said_again_as_it_is_by_then() {
+        let mut announcements = Announcements::default();
+        let here = AnnouncementStatus::Deployed;
+        let left = AnnouncementStatus::Undeployed;
+        let deployed = announcements.set(&instance(0), here, true).expect("sent");
+        announcements.take_back(deployed.clone());
+        assert_eq!(statuses(&mut announcements), [here]);
+        announcements.take_back(deployed.clone());
+        assert!(announcements.set(&instance(0), left, false).is_none());
+        assert_eq!(statuses(&mut announcements), [left], "not the older one");
+
+        announcements.take_back(deployed);
+        assert_eq!(statuses(&mut announcements), [], "it has left");
+        let undeployed = announcements.set(&instance(0), left, true).expect("sent");
+        announcements.take_back(undeployed);
+        assert_eq!(statuses(&mut announcements), [left]);
+    }
+
+    fn statuses(announcements: &mut Announcements) -> Vec<AnnouncementStatus> {
+        announcements
+            .due(false)
+            .iter()
+            .map(|message| message.status)
+            .collect()
     }
 
     fn numbers(messages: &[ServiceAnnouncement]) -> Vec<u32> {

@@ -81,16 +81,37 @@ pub(super) async fn run(session: Arc<Session>, mut events: EventLoop) {
             }
         };
 
-        // The client keeps what it could not send for the next connection, except for a message that waits
-        // for a free packet number: that one would block everything behind it for ever.
-        if let Some(message) = events.state.collision.take() {
-            events.pending.push_back(Request::Publish(message));
-        }
+        take_back(&session, &mut events);
         let pause = pause(&session.node, failures);
         failures = failures.saturating_add(1);
         info!(%reason, ?pause, "not connected to the cluster");
         tokio::time::sleep(pause).await;
     }
+}
+
+/// Sorts out what the client keeps for the next connection, because it was not acknowledged on the last one.
+fn take_back(session: &Session, events: &mut EventLoop) {
+    // A message that waits for a free packet number stays behind, and would block everything for ever.
+    if let Some(message) = events.state.collision.take() {
+        events.pending.push_back(Request::Publish(message));
+    }
+    session.with_core(|core| {
+        events.pending.retain(|request| match request {
+            Request::Publish(message) => !core.take_back(&message.topic, &message.payload),
+            // All are made again.
+            Request::Subscribe(_) => false,
+            Request::Unsubscribe(_)
+            | Request::PubAck(_)
+            | Request::PubRec(_)
+            | Request::PubComp(_)
+            | Request::PubRel(_)
+            | Request::PingReq(_)
+            | Request::PingResp(_)
+            | Request::SubAck(_)
+            | Request::UnsubAck(_)
+            | Request::Disconnect(_) => true,
+        });
+    });
 }
 
 /// Carries out what the session wants of the connection.

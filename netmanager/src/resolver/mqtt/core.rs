@@ -167,6 +167,21 @@ impl Core {
         self.down = Some(reason);
     }
 
+    /// A message that was handed over may not have arrived. Whether it must not be sent again as it is:
+    /// nobody waits for its answer any more, or what it says is said anew on the next connection.
+    pub(super) fn take_back(&mut self, topic: &str, payload: &[u8]) -> bool {
+        let node = &self.node;
+        let announced = [topic::service_deployed(node), topic::service_undeployed(node)];
+        if announced.iter().any(|announced| announced == topic) {
+            match serde_json::from_slice(payload) {
+                Ok(message) => self.announcements.take_back(message),
+                Err(error) => error!(topic, %error, "message of this node cannot be read"),
+            }
+            return true;
+        }
+        topic == topic::table_query_request(node) || topic == topic::subnet_request(node)
+    }
+
     /// Everything that the cluster, and the broker between, may have missed or forgotten is said again.
     fn up(&mut self) {
         self.down = None;
