@@ -116,7 +116,8 @@ mod tests {
     }
 
     /// Of 15 values, the median of a sample with replacement is at most the k-th smallest when at least 8 draws
-    /// are: for k = 4 that has probability 0.017, for k = 5 it has 0.088. So the lower end is the 4th.
+    /// are: a probability of 0.004 for the 3rd, of 0.0255 for the 4th and of 0.088 for the 5th. So the lower end
+    /// at 0.025 is the 4th, or in an unlucky drawing the 5th.
     #[test]
     fn the_interval_of_fifteen_values_is_that_of_the_binomial_distribution() {
         let values: Vec<f64> = (1..=15).map(f64::from).collect();

@@ -64,9 +64,17 @@ pub struct RunOptions {
     #[arg(long, hide = true, value_name = "STEP")]
     fail_attach_at: Option<Step>,
 
+    /// Crash at this step of every attach, to see that the next process leaves nothing behind
+    #[arg(long, hide = true, value_name = "STEP")]
+    crash_attach_at: Option<Step>,
+
     /// Fail at this step of every detach
     #[arg(long, hide = true, value_name = "STEP")]
     fail_detach_at: Option<Step>,
+
+    /// Crash at this step of every detach
+    #[arg(long, hide = true, value_name = "STEP")]
+    crash_detach_at: Option<Step>,
 }
 
 #[derive(Args)]

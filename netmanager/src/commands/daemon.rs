@@ -7,7 +7,7 @@ use anyhow::Context;
 use netmanager::api;
 use netmanager::config::{Config, Paths};
 use netmanager::dataplane::{DataplaneError, OBJECT};
-use netmanager::endpoint::Fault;
+use netmanager::endpoint::{Fault, Step};
 use netmanager::manager::{Manager, Settings};
 use netmanager::node::Faults;
 use netmanager::state::Store;
@@ -45,9 +45,14 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
         }
         None => None,
     };
+    let fault = |fail: Option<Step>, crash: Option<Step>| match (fail, crash) {
+        (_, Some(step)) => Fault::Crash(step),
+        (Some(step), None) => Fault::Fail(step),
+        (None, None) => Fault::None,
+    };
     let faults = Faults {
-        attach: options.fail_attach_at.map(Fault::at).unwrap_or_default(),
-        detach: options.fail_detach_at.map(Fault::at).unwrap_or_default(),
+        attach: fault(options.fail_attach_at, options.crash_attach_at),
+        detach: fault(options.fail_detach_at, options.crash_detach_at),
     };
     let settings = Settings {
         config,

@@ -111,12 +111,19 @@ pub struct Injected(pub Step);
 
 /// Makes one step fail; by default none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fault(Option<Step>);
+pub enum Fault {
+    #[default]
+    None,
+    /// The step reports a failure, before anything of it is done.
+    Fail(Step),
+    /// The process is gone at once, as by `kill -9`.
+    Crash(Step),
+}
 
 impl Fault {
     /// Fails at `step`, before anything of it is done.
     pub const fn at(step: Step) -> Self {
-        Self(Some(step))
+        Self::Fail(step)
     }
 
     /// To be called before each step.
@@ -124,17 +131,17 @@ impl Fault {
     /// # Errors
     /// This is the step that is to fail.
     pub fn check(self, step: Step) -> Result<(), Injected> {
-        if self.0 == Some(step) {
-            Err(Injected(step))
-        } else {
-            Ok(())
+        match self {
+            Self::Fail(at) if at == step => Err(Injected(step)),
+            Self::Crash(at) if at == step => std::process::abort(),
+            Self::None | Self::Fail(_) | Self::Crash(_) => Ok(()),
         }
     }
 }
 
 impl From<Option<Step>> for Fault {
     fn from(step: Option<Step>) -> Self {
-        Self(step)
+        step.map_or(Self::None, Self::Fail)
     }
 }
 

@@ -308,13 +308,12 @@ impl Node {
     }
 
     fn deployed(&self, endpoint: &EndpointState) -> Option<Deployed> {
-        let local = lock(&self.local_addresses).first().copied();
         Some(Deployed {
             service: endpoint.service.parse().ok()?,
             number: endpoint.number,
             namespace_address: endpoint.namespace_address,
             namespace_address_v6: endpoint.namespace_address_v6,
-            node_address: self.config.announced_address.or(local)?,
+            node_address: (*lock(&self.announced))?,
             node_port: self.config.announced_port,
             incarnation: Some(endpoint.incarnation),
         })

@@ -72,6 +72,8 @@ pub struct Node {
     records: Mutex<HashMap<String, ServiceRecord>>,
     /// Own addresses, as last seen.
     local_addresses: Mutex<Vec<Ipv4Addr>>,
+    /// The address that peers are told to send to.
+    announced: Mutex<Option<Ipv4Addr>>,
     /// The tunnels that the firewall guards.
     tunnels: Mutex<std::collections::BTreeSet<SocketAddrV4>>,
     connection: Mutex<(bool, String)>,
@@ -167,6 +169,7 @@ impl Node {
             kept,
             records: Mutex::default(),
             local_addresses: Mutex::default(),
+            announced: Mutex::default(),
             tunnels: Mutex::default(),
             connection: Mutex::new((false, "connecting".to_owned())),
             upkeep_due: Notify::new(),
@@ -184,7 +187,7 @@ impl Node {
         node.spawn(|node| node.serve_updates(updates));
         node.spawn(|node| node.serve_changes(changes));
         node.spawn(|node| node.serve_strangers(strangers));
-        node.learn_again();
+        node.announce_all().await;
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)
     }
@@ -222,11 +225,17 @@ impl Node {
         Ok(())
     }
 
+    /// The tunnels of all peers, and this node's own: nobody on this machine speaks to any of them.
     fn wanted_tunnels(&self) -> std::collections::BTreeSet<SocketAddrV4> {
-        let keys = lock(&self.directory).node_keys();
-        keys.into_iter()
-            .map(|key| SocketAddrV4::new(key.address, key.port))
-            .collect()
+        let keys = self.directory().node_keys();
+        let peers = keys
+            .into_iter()
+            .map(|key| SocketAddrV4::new(key.address, key.port));
+        let local = lock(&self.local_addresses).clone();
+        let own = local
+            .into_iter()
+            .map(|address| SocketAddrV4::new(address, self.config.listen_port));
+        peers.chain(own).collect()
     }
 
     fn directory(&self) -> MutexGuard<'_, Directory> {

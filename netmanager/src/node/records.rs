@@ -39,6 +39,9 @@ impl Node {
                 Update::Connection { up, detail } => {
                     tracing::info!(up, detail, "connection to the cluster");
                     *lock(&self.connection) = (up, detail);
+                    if up {
+                        self.learn_names();
+                    }
                 }
             }
         }
@@ -123,31 +126,30 @@ impl Node {
             .as_deref()
             .map(|id| id == self.registration.node_id);
         same_id.unwrap_or_else(|| {
-            let announced = self.config.announced_address == Some(record.node.address);
+            let announced = *lock(&self.announced) == Some(record.node.address);
             record.node.port == self.config.announced_port
                 && (announced || lock(&self.local_addresses).contains(&record.node.address))
         })
     }
 
-    /// Asks again for everything that the maps know, because the process that knew the names is gone. Also tells
-    /// the cluster again what is deployed here.
-    pub(super) fn learn_again(self: &Arc<Self>) {
-        let addresses: Vec<_> = self
-            .directory()
-            .services()
-            .iter()
+    /// Asks for the services that the maps know and this process does not, because the one that knew their names is
+    /// gone. What the cluster does not answer is asked for again when the connection is back.
+    fn learn_names(self: &Arc<Self>) {
+        let services = self.directory().services();
+        let unnamed: Vec<_> = services
+            .into_iter()
+            .filter(|service| service.name.is_empty())
             .map(|service| service.address)
             .collect();
         self.spawn(|node| async move {
-            node.announce_all().await;
-            for address in addresses {
+            for address in unnamed {
                 match node.resolver.resolve(address).await {
                     Ok(Some(record)) => {
                         if let Err(error) = node.install_service(record).await {
                             tracing::error!(%error, %address, "cannot enter a service");
                         }
                     }
-                    // Absent or away: what is known stays until the cluster says that it is gone.
+                    // What is known stays until the cluster says that it is gone.
                     Ok(None) => tracing::info!(%address, "the cluster does not know a service of the tables"),
                     Err(error) => {
                         tracing::debug!(%error, %address, "no answer about a service of the tables")

@@ -22,6 +22,8 @@ pub struct Status {
     /// UDP port of the tunnel.
     pub tunnel_port: u16,
     pub local_addresses: Vec<Ipv4Addr>,
+    /// The address that peers are told to send to.
+    pub announced_address: Option<Ipv4Addr>,
     /// How tunnel datagrams are taken off the wire.
     pub uplink_mode: String,
     pub layout: u32,
@@ -65,6 +67,7 @@ impl Node {
             instance_address: self.registration.instance_address,
             tunnel_port: self.config.listen_port,
             local_addresses: lock(&self.local_addresses).clone(),
+            announced_address: *lock(&self.announced),
             uplink_mode: "tc".to_owned(),
             layout: LAYOUT,
             mtu: self.config.mtu,

@@ -12,6 +12,8 @@ use crate::host::{firewall, offload, uplink};
 
 /// Changes come in bursts; one round follows a whole burst.
 const SETTLE: Duration = Duration::from_millis(20);
+/// An address of the Internet, to see which way leads there; nothing is sent to it.
+const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 /// How long to wait before the stream of changes is opened again, when the kernel refused it.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -56,6 +58,8 @@ impl Node {
         self.directory().set_local_addresses(&addresses)?;
         *lock(&self.local_addresses) = addresses;
 
+        self.find_announced(&own).await;
+
         let links = self.netlink.links().await?;
         let names: BTreeMap<u32, String> = links.into_iter().map(|link| (link.index, link.name)).collect();
         let uplinks: BTreeSet<u32> = own.iter().map(|(interface, _)| *interface).collect();
@@ -73,6 +77,45 @@ impl Node {
         self.directory().forget_unused_nodes()?;
         self.refresh_paths().await;
         self.guard_tunnels().await
+    }
+
+    /// Finds out which address peers are to send to: the configured one, that of the configured interface, that
+    /// towards the cluster or the Internet, any. Tells the cluster when it is another one than before.
+    async fn find_announced(&self, own: &[(u32, Ipv4Addr)]) {
+        let found = match (self.config.announced_address, &self.config.default_interface) {
+            (Some(address), _) => Some(address),
+            (None, Some(name)) => match self.netlink.link_by_name(name).await {
+                Ok(Some(link)) => own
+                    .iter()
+                    .find(|(interface, _)| *interface == link.index)
+                    .map(|(_, address)| *address),
+                Ok(None) => None,
+                Err(error) => {
+                    tracing::warn!(%error, interface = name, "cannot look at the configured interface");
+                    None
+                }
+            },
+            (None, None) => self
+                .address_towards_others()
+                .await
+                .or_else(|| own.first().map(|(_, address)| *address)),
+        };
+        let before = std::mem::replace(&mut *lock(&self.announced), found);
+        if found.is_none() {
+            tracing::warn!("no address to announce: other nodes do not find this one");
+        } else if before.is_some() && before != found {
+            self.announce_all().await;
+        }
+    }
+
+    async fn address_towards_others(&self) -> Option<Ipv4Addr> {
+        let cluster = self.registration.cluster_address.parse().ok();
+        for target in cluster.into_iter().chain([SOMEWHERE]) {
+            if let Ok(route) = uplink::route_to(&self.netlink, target).await {
+                return Some(route.source);
+            }
+        }
+        None
     }
 
     /// One uplink that cannot be attached to must not keep the others from it.

@@ -108,6 +108,41 @@ fn n66_a_failure_at_any_step_of_detaching_is_finished_by_the_next_try() {
 }
 
 #[test]
+fn a_crash_at_any_step_is_cleaned_up_by_the_next_process() {
+    let lab = Lab::new("crash").expect("a lab");
+    let host = lab.host("near").expect("a host");
+    let endpoint = host.endpoint("client").expect("an endpoint");
+    let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
+    let instance = instance(&host);
+    worker.deploy(&endpoint, &instance).expect("attached");
+    worker
+        .undeploy(&instance.service, instance.number)
+        .expect("detached");
+    let before = view_of(&worker, &endpoint);
+
+    for step in Step::ALL {
+        restart_with(&lab, &mut worker, &["--crash-attach-at", &step.to_string()]);
+        worker.deploy(&endpoint, &instance).expect_err("it crashes");
+        worker.daemon().wait(DEADLINE).expect("it has crashed");
+        restart_with(&lab, &mut worker, &[]);
+        assert_eq!(view_of(&worker, &endpoint), before, "{step}");
+    }
+    for step in DETACH_STEPS {
+        worker.deploy(&endpoint, &instance).expect("attached");
+        restart_with(&lab, &mut worker, &["--crash-detach-at", &step.to_string()]);
+        worker
+            .undeploy(&instance.service, instance.number)
+            .expect_err("it crashes");
+        worker.daemon().wait(DEADLINE).expect("it has crashed");
+        restart_with(&lab, &mut worker, &[]);
+        worker
+            .undeploy(&instance.service, instance.number)
+            .expect("detached");
+        assert_eq!(view_of(&worker, &endpoint), before, "{step}");
+    }
+}
+
+#[test]
 fn attaching_again_changes_nothing_and_another_process_takes_the_place_over() {
     let lab = Lab::new("attach again").expect("a lab");
     let host = lab.host("near").expect("a host");

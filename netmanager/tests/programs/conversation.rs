@@ -117,8 +117,8 @@ fn exchange(case: &str, node_a: &Host, node_b: &Host, pair: &Pair, request: &Pac
 
 #[test]
 fn p12_a_client_talks_to_a_service_on_another_node_and_sees_only_the_service() {
+    let (node_a, node_b) = (Host::at(Site::A), Host::at(Site::B));
     for (name, pair) in [("containers", CONTAINERS), ("nodes", NODES)] {
-        let (node_a, node_b) = (Host::at(Site::A), Host::at(Site::B));
         let segments = [
             ("handshake", SYN, SYN | ACK),
             ("data", ACK | PSH, ACK | PSH),
@@ -259,8 +259,9 @@ fn exchange_on_node(
 
 #[test]
 fn p18_client_and_instance_on_one_node_see_what_they_would_see_from_afar() {
+    let mut node = Host::at(Site::A);
     for transport in Transport::CARRIED {
-        let node = Host::at(Site::A);
+        node.forget_flows();
         for (turn, flags) in [("opening", SYN), ("data", ACK), ("closing", FIN | ACK)] {
             let request = Packet {
                 transport,
@@ -283,8 +284,9 @@ fn p18_client_and_instance_on_one_node_see_what_they_would_see_from_afar() {
 
 #[test]
 fn p18_an_instance_reaches_itself_through_its_own_service() {
+    let mut node = Host::at(Site::A);
     for transport in Transport::CARRIED {
-        let node = Host::at(Site::A);
+        node.forget_flows();
         for (turn, flags) in [("opening", SYN), ("data", ACK), ("closing", FIN | ACK)] {
             let request = Packet {
                 transport,

@@ -11,7 +11,7 @@ use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::{OBJECT, Pins, Program};
 
 use crate::frame::{ACK, PSH, Packet, Transport};
-use crate::host::{Host, Outcome, assert_outcome};
+use crate::host::{Context, Host, Outcome, REDIRECT, assert_outcome, run};
 use crate::topology::{A, A_SHOWN, A_TO_B, S, S_SHOWN, SINGLE, Site, incarnation_of, index_of};
 
 /// A node whose table of flows is the map that `pin` pins at the path it is given, for the time of loading.
@@ -161,14 +161,12 @@ fn p22_when_the_oldest_flows_give_way_every_new_one_still_opens() {
     });
     for source_port in 10_000..10_000 + FLOWS {
         let packet = request(source_port);
-        let ran = node.run(Program::FromEndpoint, &packet.frame());
-        assert_outcome(
-            &format!("port {source_port}"),
-            Program::FromEndpoint,
-            &ran,
-            Outcome::Did(Action::Tunnel),
+        let ran = run(
+            node.program(Program::FromEndpoint),
+            &packet.frame(),
+            Context::default(),
         );
-        assert_eq!(ran.frame, sent(&packet));
+        assert_eq!(ran, (REDIRECT, sent(&packet)), "port {source_port}");
     }
 
     let left = node.flows();

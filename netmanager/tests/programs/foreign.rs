@@ -40,7 +40,7 @@ fn other_protocols() -> Vec<(&'static str, Vec<u8>)> {
             "IPv4's type with its bytes swapped",
             ethertype(0x0008, &packet[14..]),
         ),
-        ("one byte behind the header", ethertype(0x86dd, &[0x60])),
+        ("nothing behind the header", ethertype(0x88b5, &[])),
     ]
 }
 

@@ -179,6 +179,14 @@ impl Host {
         flows.collect()
     }
 
+    /// Forgets all flows, for the next case.
+    pub fn forget_flows(&mut self) {
+        let keys: Result<Vec<FlowKey>, _> = self.tables.flows.keys().collect();
+        for key in keys.expect("a readable map") {
+            self.tables.flows.remove(&key).expect("the flow is there");
+        }
+    }
+
     fn counters(&self) -> Vec<CounterRow> {
         read_counters(&self.tables).expect("readable counters")
     }

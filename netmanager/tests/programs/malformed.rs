@@ -19,13 +19,13 @@ const WAYS_OUT: [(Program, [u8; 4]); 3] = [
     (Program::FromHost, HOST),
 ];
 
-/// The kernel runs no program on a frame with nothing behind its Ethernet header.
-const SHORTEST: usize = ETHERNET + 1;
+/// On an IPv4 frame that is shorter the kernel does not run a program for us.
+const SHORTEST: usize = ETHERNET + IPV4;
 
 #[test]
 fn p01_every_prefix_of_a_valid_packet_passes_or_counts_short() {
+    let node = Host::at(Site::A);
     for (program, source) in WAYS_OUT {
-        let node = Host::at(Site::A);
         for transport in Transport::CARRIED {
             for destination in [SINGLE, NEIGHBOUR, S_SHOWN, UNKNOWN, OUTER_B] {
                 let packet = Packet {
@@ -221,8 +221,8 @@ fn p04_fragments_are_counted_in_the_overlay_and_left_alone_elsewhere() {
 
 #[test]
 fn p04_dont_fragment_is_no_fragment() {
+    let node = Host::at(Site::A);
     for dont_fragment in [false, true] {
-        let node = Host::at(Site::A);
         let packet = Packet {
             dont_fragment,
             ..Packet::default()
@@ -249,8 +249,8 @@ fn p05_what_the_link_appended_belongs_to_no_packet() {
         ("up to the minimum", vec![0xee; 6]),
         ("long", vec![0xee; 300]),
     ];
+    let node = Host::at(Site::A);
     for (name, trailer) in trailers {
-        let node = Host::at(Site::A);
         let request = Packet {
             payload: Vec::new(),
             trailer,
@@ -324,9 +324,10 @@ const TRANSPORTS: [(&str, Transport, usize, &[u8], bool); 10] = [
 
 #[test]
 fn p06_transport_lengths_beyond_the_packet_are_counted_and_shorter_ones_accepted() {
+    let mut node = Host::at(Site::A);
     for (name, transport, offset, bytes, wrong) in TRANSPORTS {
         for (program, source) in WAYS_OUT {
-            let node = Host::at(Site::A);
+            node.forget_flows();
             let packet = Packet {
                 transport,
                 source,
@@ -343,7 +344,6 @@ fn p06_transport_lengths_beyond_the_packet_are_counted_and_shorter_ones_accepted
             assert_outcome(&format!("{program:?}, {name}"), program, &ran, outcome);
             assert_eq!(node.flows().is_empty(), wrong, "{program:?}, {name}");
         }
-        let node = Host::at(Site::A);
         let inner = Packet {
             transport,
             source: S_SHOWN,
@@ -367,9 +367,9 @@ fn p06_transport_lengths_beyond_the_packet_are_counted_and_shorter_ones_accepted
 
 #[test]
 fn p06_packets_too_short_for_their_transport_header_are_counted_whatever_follows_them() {
+    let node = Host::at(Site::A);
     for (transport, header) in [(6, 20), (17, 8), (1, 8)] {
         for length in 0..header {
-            let node = Host::at(Site::A);
             // What the link appended would make the header whole.
             let packet = Packet {
                 transport: Transport::Raw(transport),

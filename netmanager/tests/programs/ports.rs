@@ -31,9 +31,11 @@ fn translated_port(node: &Host, packet: &Packet) -> u16 {
 
 #[test]
 fn p21_one_instance_behind_three_addresses_keeps_the_flows_of_one_client_port_apart() {
+    let (mut node_a, mut node_b) = (Host::at(Site::A), Host::at(Site::B));
     for transport in Transport::CARRIED {
         for fronts in [FRONTS, [S_SHOWN, TWIN, SINGLE], [TWIN, S_SHOWN, SINGLE]] {
-            let (node_a, node_b) = (Host::at(Site::A), Host::at(Site::B));
+            node_a.forget_flows();
+            node_b.forget_flows();
             let mut taken = Vec::new();
             for (front, flags) in fronts.into_iter().flat_map(|front| [(front, SYN), (front, ACK)]) {
                 let case = format!("{transport:?} to {front:?}");

@@ -18,9 +18,10 @@ fn p10_a_packet_to_a_service_reaches_the_instance_from_the_instance_address_of_i
         ("even", b"xy"),
         ("long", &[0xa5; 1400]),
     ];
+    let mut node = Host::at(Site::A);
     for transport in Transport::CARRIED {
         for (name, payload) in payloads {
-            let node = Host::at(Site::A);
+            node.forget_flows();
             let request = Packet {
                 transport,
                 payload: payload.to_vec(),
@@ -52,8 +53,9 @@ fn p10_an_instance_address_is_translated_like_a_service_whatever_begins_the_flow
         ("echo request", Transport::Ping, 0),
         ("echo reply", Transport::Pong, 0),
     ];
+    let mut node = Host::at(Site::A);
     for (name, transport, flags) in cases {
-        let node = Host::at(Site::A);
+        node.forget_flows();
         let packet = Packet {
             transport,
             flags,
@@ -89,9 +91,10 @@ fn p10_an_instance_on_the_same_node_is_reached_by_its_kind_of_delivery() {
             GATEWAY_MAC,
         ),
     ];
+    let mut node = Host::at(Site::A);
     for (name, destination, delivered, action, to_mac) in cases {
         for transport in Transport::CARRIED {
-            let node = Host::at(Site::A);
+            node.forget_flows();
             let request = Packet {
                 transport,
                 destination,
@@ -174,6 +177,7 @@ fn p10_what_is_delivered_to_the_node_goes_up_its_stack() {
 
 #[test]
 fn p11_a_udp_checksum_of_zero_means_none_before_and_after() {
+    let node = Host::at(Site::A);
     for (name, checksum) in [("left out", [0, 0]), ("all ones", [0xff, 0xff])] {
         // A payload that makes the computed checksum zero, which is sent as all ones (RFC 768), once in the packet
         // that comes in and once in the one that goes out.
@@ -202,7 +206,6 @@ fn p11_a_udp_checksum_of_zero_means_none_before_and_after() {
                 checksum,
                 "{name}, {side}: the case is what it says"
             );
-            let node = Host::at(Site::A);
             node.expect(
                 &format!("{name}, {side}"),
                 Program::FromEndpoint,
