@@ -18,8 +18,8 @@ use lab::Namespace;
 pub use connections::connections_per_second;
 pub use exchange::median_exchange;
 pub use server::Servers;
-pub use socket::{CONGESTION_CONTROL, congestion_control};
-pub use stream::{Stream, stream};
+pub use socket::CONGESTION_CONTROL;
+pub use stream::stream;
 
 /// How long a system call of a load may take that takes microseconds: longer than TCP needs to send something a
 /// few times again, so that a loss makes a figure worse but does not end the run.

@@ -81,8 +81,9 @@ const fn saturate(length: usize) -> u16 {
 #[inline(always)]
 pub const fn source_port(source: [u8; 4], destination: [u8; 4], ports: u32) -> [u8; 2] {
     let mixed = u32::from_ne_bytes(source) ^ u32::from_ne_bytes(destination).rotate_left(13) ^ ports;
-    let hash = mixed.wrapping_mul(0x9e37_79b1) >> 16;
-    (0xc000 | (hash as u16 & 0x3fff)).to_be_bytes()
+    // A product carries upwards only: the ports, uppermost in what goes in, are told apart by its topmost bits.
+    let hash = mixed.wrapping_mul(0x9e37_79b1) >> 18;
+    (0xc000 | hash as u16).to_be_bytes()
 }
 
 #[cfg(test)]

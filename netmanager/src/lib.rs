@@ -1,4 +1,15 @@
-//! NetManager.
+//! The network of a worker node.
+//!
+//! The data plane in the kernel carries every packet; this crate loads it, tells it what it should know, and
+//! answers for what it does not know yet. Its parts, from the kernel outwards:
+//!
+//! - [`dataplane`]: the programs, loaded, pinned and attached; typed tables.
+//! - [`directory`]: who is where, written into the tables in an order that packets can follow.
+//! - [`host`], [`endpoint`]: links, addresses, routes, settings and firewall of the node and of its containers.
+//! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it.
+//! - [`node`]: all of this at work; [`state`]: what survives the process.
+//! - [`manager`], [`api`], [`config`]: the daemon around it.
+
 pub mod api;
 pub mod config;
 pub mod dataplane;

@@ -16,12 +16,7 @@ use crate::statistics::median;
 const WARM_UP: Duration = Duration::from_millis(100);
 
 /// The median time of an exchange on one connection, in microseconds.
-pub fn median_exchange(
-    path: &Path,
-    turn: usize,
-    processors: &Processors,
-    duration: Duration,
-) -> Result<f64> {
+pub fn median_exchange(path: &Path, turn: usize, processors: &Processors, duration: Duration) -> Result<f64> {
     let target = path.target(turn);
     let mut stream = path.client.enter(|| connected(target, ECHO_PORT))??;
     let _awake = Spinners::start(processors)?;

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context as _, Result};
 use lab::Namespace;
 
+use super::socket::use_congestion_control;
 use super::stream::BUFFER;
 use crate::machine::pin;
 
@@ -63,6 +64,7 @@ impl Servers {
         let listener = namespace
             .enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?
             .with_context(|| format!("cannot listen on {place}"))?;
+        use_congestion_control(&listener)?;
         let accepting = listener.try_clone().context("cannot duplicate a socket")?;
         self.listeners.push(listener);
         let shared = Arc::clone(&self.shared);
@@ -139,8 +141,13 @@ fn send_back(mut stream: TcpStream, _shared: &Shared) -> Result<()> {
 
 /// Clients end their connections by a reset.
 fn gone(error: std::io::Error) -> Result<()> {
-    match error.kind() {
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected => Ok(()),
-        _ => Err(error).context("a connection"),
+    let expected = [
+        ErrorKind::ConnectionReset,
+        ErrorKind::BrokenPipe,
+        ErrorKind::NotConnected,
+    ];
+    if expected.contains(&error.kind()) {
+        return Ok(());
     }
+    Err(error).context("a connection")
 }

@@ -1,20 +1,18 @@
 //! Client sockets, all alike.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 
 use anyhow::{Context as _, Result, bail};
-use lab::Namespace;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{Linger, ReceiveTimeout, SendTimeout, TcpCongestion, TcpNoDelay};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, connect, getsockopt, setsockopt, socket,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket};
 use nix::sys::time::TimeVal;
 
 use super::PATIENCE;
 
-/// The same on every path, and the one that Linux has by default.
+/// The same on every path, whatever the machine's default is.
 pub const CONGESTION_CONTROL: &str = "cubic";
 
 /// Connects from the namespace of this thread; no call on the socket takes longer than [`PATIENCE`].
@@ -33,6 +31,7 @@ pub fn connected(address: Ipv4Addr, port: u16) -> Result<TcpStream> {
         None,
     )
     .with_context(failed)?;
+    use_congestion_control(&socket).with_context(failed)?;
     let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
     setsockopt(&socket, SendTimeout, &patience).with_context(failed)?;
     setsockopt(&socket, ReceiveTimeout, &patience).with_context(failed)?;
@@ -49,19 +48,9 @@ pub fn connected(address: Ipv4Addr, port: u16) -> Result<TcpStream> {
     }
 }
 
-/// The congestion control that sockets of a namespace have.
-pub fn congestion_control(namespace: &Namespace) -> Result<String> {
-    let name = namespace.enter(|| {
-        let socket = socket(
-            AddressFamily::Inet,
-            SockType::Stream,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        getsockopt(&socket, TcpCongestion)
-    })?;
-    let name =
-        name.with_context(|| format!("cannot ask for the congestion control of {}", namespace.name()))?;
-    // The kernel pads the name with zeros.
-    Ok(name.to_string_lossy().trim_end_matches('\0').to_owned())
+/// Makes a socket, and those that are accepted from it, use [`CONGESTION_CONTROL`]. Socket by socket, because the
+/// kernel lets a namespace have no other default than those that the root namespace allows to everybody.
+pub fn use_congestion_control(socket: &impl AsFd) -> Result<()> {
+    setsockopt(socket, TcpCongestion, &OsString::from(CONGESTION_CONTROL))
+        .with_context(|| format!("cannot use the congestion control {CONGESTION_CONTROL}"))
 }

@@ -11,7 +11,7 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::maps::NODES;
 use super::parse::Transport;
-use super::{Outcome, deliver, encap, flow, maps, outbound, packet, parse, translate};
+use super::{Outcome, balance, deliver, encap, flow, maps, outbound, packet, parse, translate};
 
 /// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node
 /// nor addressed to the overlay passes unchanged.
@@ -51,6 +51,7 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
         return Err(DropReason::SourceNotOverlay);
     }
     let key = parse::flow_key(&inner, &transport);
+    deliver::refuse_tunnel_port(&receiver, &key)?;
     let shown = admit(&key, &transport, group)?;
     enter(ctx, &key, &shown, &receiver)
 }
@@ -108,20 +109,16 @@ fn inner(ctx: &TcContext, inner_length: usize) -> Result<Ipv4, DropReason> {
 #[inline(always)]
 fn admit(key: &FlowKey, transport: &Transport, group: u32) -> Result<FlowKey, DropReason> {
     let mut shown = *key;
-    if let Some(decision) = flow::known(key) {
-        match maps::instance(decision.instance) {
-            Some(instance) if instance.incarnation == decision.incarnation => {
-                lives_with(instance.place.node(), group)?;
-                outbound::show(&mut shown, transport, &decision);
-                return Ok(shown);
-            }
-            // The instance is gone: only something new may come from its address.
-            _ if transport.begins => flow::forget(&flow::forward_key(key, &decision), key),
-            _ => return Err(DropReason::InstanceGone),
-        }
-    }
-    if let Some(instance) = maps::instance_index(key.source).and_then(maps::instance) {
+    if let Some((decision, instance)) = flow::answered(key, transport)? {
         lives_with(instance.place.node(), group)?;
+        outbound::show(&mut shown, transport, &decision);
+        return Ok(shown);
+    }
+    match maps::instance_index(key.source).and_then(maps::instance) {
+        Some(instance) => lives_with(instance.place.node(), group)?,
+        // No packet on a wire comes from a service: its instances show their own addresses.
+        None if balance::service(key.source).is_some() => return Err(DropReason::SourceNotOnNode),
+        None => {}
     }
     Ok(shown)
 }

@@ -7,21 +7,26 @@ use dataplane_ebpf::verdict::DropReason;
 
 use super::maps::{self, BACKENDS, CURSORS, SERVICES};
 
-/// Index of the next instance of the service at `address`; `None` when no service is known there.
+/// The service at this address, if one is known.
+#[inline(always)]
+pub fn service(address: [u8; 4]) -> Option<*mut Service> {
+    SERVICES.get_ptr_mut(address)
+}
+
+/// Index of the next instance of `service`, which is the one at `address`.
 ///
 /// Every new flow takes the next slot, so that k·n flows go to n backends exactly k times each while the set
 /// does not change. A set is exchanged by one store; a reader that holds the previous one and misses a slot of
 /// it reads the service once more.
 #[inline(always)]
-pub fn next(address: [u8; 4]) -> Option<Result<u32, DropReason>> {
-    let service = SERVICES.get_ptr_mut(address)?;
-    Some(match slot(service) {
+pub fn next(service: *mut Service, address: [u8; 4]) -> Result<u32, DropReason> {
+    match slot(service) {
         Some(instance) => Ok(instance),
         None => match SERVICES.get_ptr_mut(address).and_then(slot) {
             Some(instance) => Ok(instance),
             None => Err(DropReason::NoBackend),
         },
-    })
+    }
 }
 
 #[inline(always)]

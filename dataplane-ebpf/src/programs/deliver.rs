@@ -3,11 +3,11 @@
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
-use dataplane_ebpf::header::Ethernet;
-use dataplane_ebpf::tables::{Endpoint, delivery};
+use dataplane_ebpf::header::{Ethernet, PROTOCOL_UDP};
+use dataplane_ebpf::tables::{Endpoint, FlowKey, delivery};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::{Outcome, packet};
+use super::{Outcome, maps, packet};
 
 /// `PACKET_HOST` of the kernel: addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
@@ -39,6 +39,19 @@ pub fn to_endpoint(ctx: &TcContext, hook: Hook, endpoint: &Endpoint) -> Outcome 
         }
         _ => Err(DropReason::EndpointGone),
     }
+}
+
+/// Refuses what would reach the node's own tunnel socket through the overlay: nothing but the data plane speaks
+/// to a tunnel port. `key` is the packet's as the receiver would see it.
+#[inline(always)]
+pub fn refuse_tunnel_port(receiver: &Endpoint, key: &FlowKey) -> Result<(), DropReason> {
+    if receiver.delivery == delivery::HOST
+        && key.protocol == PROTOCOL_UDP
+        && key.destination_port == maps::tunnel_port()
+    {
+        return Err(DropReason::TunnelFromEndpoint);
+    }
+    Ok(())
 }
 
 /// Marks the frame as received by its interface, whatever its Ethernet destination says: otherwise the stack

@@ -4,11 +4,12 @@
 //! client is shown as the source of the answers. The reverse entry is written first, so that no packet leaves
 //! whose answer could not be translated back.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, state};
 use dataplane_ebpf::verdict::DropReason;
 
 use super::maps::{self, FLOWS};
+use super::parse::Transport;
 
 /// `EEXIST`, as map updates return it.
 const ALREADY_EXISTS: i32 = -17;
@@ -46,6 +47,27 @@ pub fn known(key: &FlowKey) -> Option<Decision> {
     }
 }
 
+/// The flow that `received` answers, and the instance that it comes from, unless it answers none. An instance that
+/// took the place of the one in the flow does not answer in its name: what it begins ends the flow, all else is
+/// refused.
+#[inline(always)]
+pub fn answered(
+    received: &FlowKey,
+    transport: &Transport,
+) -> Result<Option<(Decision, &'static Instance)>, DropReason> {
+    let Some(decision) = known(received) else {
+        return Ok(None);
+    };
+    match maps::instance(decision.instance) {
+        Some(instance) if instance.incarnation == decision.incarnation => Ok(Some((decision, instance))),
+        _ if transport.begins => {
+            forget(&forward_key(received, &decision), received);
+            Ok(None)
+        }
+        _ => Err(DropReason::InstanceGone),
+    }
+}
+
 /// Adds bits to an entry's state. Rare: when a flow is answered first, and when it ends.
 #[inline(always)]
 pub fn mark(key: &FlowKey, bits: u8) {
@@ -58,8 +80,16 @@ pub fn mark(key: &FlowKey, bits: u8) {
 /// Removes both entries of a flow. Either may be gone already.
 #[inline(always)]
 pub fn forget(forward: &FlowKey, reverse: &FlowKey) {
-    if FLOWS.remove(forward).is_err() {}
-    if FLOWS.remove(reverse).is_err() {}
+    remove(forward);
+    remove(reverse);
+}
+
+/// Another CPU, or the table itself, may have removed the entry already.
+#[inline(always)]
+fn remove(key: &FlowKey) {
+    match FLOWS.remove(key) {
+        Ok(()) | Err(_) => {}
+    }
 }
 
 /// The key of the answers: from the instance's own address to the client's namespace address.
@@ -113,6 +143,12 @@ pub fn open(
         match FLOWS.insert(reverse, entry, BPF_NOEXIST.into()) {
             Ok(()) => break reverse,
             Err(ALREADY_EXISTS) if is_own(&reverse, &entry) => break reverse,
+            Err(ALREADY_EXISTS) if has_ended(&reverse) => {
+                match FLOWS.insert(reverse, entry, BPF_ANY.into()) {
+                    Ok(()) => break reverse,
+                    Err(_) => return Err(DropReason::FlowTableFull),
+                }
+            }
             Err(ALREADY_EXISTS) if may_change_port && attempt < CANDIDATES => {
                 port = candidate(forward, attempt);
                 attempt += 1;
@@ -128,12 +164,12 @@ pub fn open(
         Err(ALREADY_EXISTS) => {
             let winner = known(forward).ok_or(DropReason::FlowTableFull)?;
             if winner.instance != index || winner.port != port {
-                if FLOWS.remove(reverse).is_err() {}
+                remove(&reverse);
             }
             Ok(winner)
         }
         Err(_) => {
-            if FLOWS.remove(reverse).is_err() {}
+            remove(&reverse);
             Err(DropReason::FlowTableFull)
         }
     }
@@ -147,6 +183,17 @@ fn is_own(key: &FlowKey, entry: &Flow) -> bool {
         // SAFETY: the verifier has seen the null check; only compared, see `known`.
         let found = unsafe { &*found };
         found.shown == entry.shown && found.port == entry.port && found.incarnation == entry.incarnation
+    })
+}
+
+/// Whether the entry at `key` names an instance that is gone: it keeps no port from anybody. Its flow ended without
+/// it, because the address that its key is made of went with the instance.
+#[inline(always)]
+fn has_ended(key: &FlowKey) -> bool {
+    FLOWS.get_ptr(key).is_some_and(|found| {
+        // SAFETY: as in `is_own`.
+        let (index, incarnation) = unsafe { ((*found).instance, (*found).incarnation) };
+        maps::instance(index).is_none_or(|instance| instance.incarnation != incarnation)
     })
 }
 

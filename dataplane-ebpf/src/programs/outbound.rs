@@ -58,8 +58,8 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
         Destination::Unknown => match hook {
             Hook::FromOak0 => Err(DropReason::Unresolved),
             Hook::FromHost => Ok(Action::Park),
-            // SAFETY: the helper takes integers only and checks the interface.
             Hook::FromEndpoint | Hook::FromUplink => {
+                // SAFETY: the helper takes integers only and checks the interface.
                 redirected(unsafe { bpf_redirect(maps::oak0_interface(), 0) }, Action::Park)
             }
         },
@@ -140,9 +140,10 @@ fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, Drop
             }
         }
     }
-    let (index, to_service) = match balance::next(key.destination) {
+    let (index, to_service) = match balance::service(key.destination) {
+        // Takes no turn: a stray segment between two connections would otherwise send both to one instance.
         Some(_) if !transport.begins => return Ok(Destination::Refused),
-        Some(chosen) => (chosen?, true),
+        Some(service) => (balance::next(service, key.destination)?, true),
         None => match maps::instance_index(key.destination) {
             Some(index) => (index, false),
             None => return Ok(Destination::Unknown),
@@ -188,7 +189,10 @@ fn forward(
     };
     if place.node() == THIS_NODE {
         let receiver = maps::endpoint(sent.destination).ok_or(DropReason::EndpointGone)?;
-        answered(&mut sent, transport);
+        deliver::refuse_tunnel_port(&receiver, &sent)?;
+        if let Some((decision, _)) = flow::answered(&sent, transport)? {
+            show(&mut sent, transport, &decision);
+        }
         translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
         return deliver::to_endpoint(ctx, hook, &receiver);
     }
@@ -199,15 +203,8 @@ fn forward(
     encap::send(ctx, node, &sent, ip.type_of_service, inner_length)
 }
 
-/// If `received` answers a flow of the receiver, makes it come from where the receiver sent to.
-#[inline(always)]
-pub fn answered(received: &mut FlowKey, transport: &Transport) {
-    if let Some(decision) = flow::known(received) {
-        show(received, transport, &decision);
-    }
-}
-
-/// Applies a reverse entry, and notes in the flow what the answer says about it.
+/// Applies a reverse entry, so that an answer comes from where the receiver sent to, and notes in the flow what
+/// the answer says about it.
 #[inline(always)]
 pub fn show(received: &mut FlowKey, transport: &Transport, decision: &Decision) {
     if decision.state & state::ANSWERED == 0 {

@@ -17,6 +17,15 @@ use super::{Outcome, packet, parse};
 /// Bytes of the frame that carries the reset.
 const FRAME: usize = ETHERNET_LENGTH + IPV4_LENGTH + TCP_LENGTH;
 
+/// Both headers as they lie in the frame.
+#[repr(C, align(4))]
+struct Headers {
+    ipv4: Ipv4,
+    tcp: Tcp,
+}
+
+const _: () = assert!(size_of::<Headers>() == IPV4_LENGTH + TCP_LENGTH);
+
 /// Turns the segment around as a reset and sends it back to the endpoint it came from. A reset is not
 /// answered, it is only dropped.
 #[inline(always)]
@@ -71,13 +80,16 @@ pub fn answer(ctx: &TcContext, ip: &Ipv4, endpoint: &Endpoint) -> Outcome {
     let ethernet = packet::at::<Ethernet>(ctx, 0).ok_or(DropReason::KernelRefused)?;
     // SAFETY: `at` has checked the bounds, and no helper runs before the last use.
     unsafe {
-        let gateway = (*ethernet).destination;
-        (*ethernet).destination = (*ethernet).source;
-        (*ethernet).source = gateway;
+        core::mem::swap(&mut (*ethernet).destination, &mut (*ethernet).source);
     }
-    let frame = packet::at::<(Ipv4, Tcp)>(ctx, ETHERNET_LENGTH).ok_or(DropReason::KernelRefused)?;
-    // SAFETY: as above; both headers have alignment four and no padding between them.
-    unsafe { *frame = (header, answer) };
+    let frame = packet::at::<Headers>(ctx, ETHERNET_LENGTH).ok_or(DropReason::KernelRefused)?;
+    // SAFETY: as above.
+    unsafe {
+        *frame = Headers {
+            ipv4: header,
+            tcp: answer,
+        };
+    }
 
     let flags = if endpoint.delivery == delivery::HOST {
         aya_ebpf::bindings::BPF_F_INGRESS

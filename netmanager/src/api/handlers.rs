@@ -71,7 +71,7 @@ pub async fn undeploy(
     let node = manager.node()?;
     let Json(request) = body?;
     tokio::spawn(async move {
-        node.detach(&request.service_name.to_string(), request.instance_number)
+        node.detach(request.service_name.as_str(), request.instance_number)
             .await
     })
     .await

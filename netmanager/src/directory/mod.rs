@@ -111,15 +111,15 @@ impl Directory {
 
 /// Gives a failed write its meaning: a hash that is full says `E2BIG`.
 fn written(name: &'static str, entries: u32, source: MapError) -> DataplaneError {
-    match &source {
-        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
-            DataplaneError::Full { name, entries }
-        }
-        _ => DataplaneError::Map {
-            name,
-            operation: "writing",
-            source,
-        },
+    if let MapError::SyscallError(error) = &source
+        && error.io_error.raw_os_error() == Some(libc::E2BIG)
+    {
+        return DataplaneError::Full { name, entries };
+    }
+    DataplaneError::Map {
+        name,
+        operation: "writing",
+        source,
     }
 }
 

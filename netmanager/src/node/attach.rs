@@ -68,7 +68,7 @@ impl Node {
     pub async fn attach(self: Arc<Self>, deploy: Deploy) -> Result<NamespaceAddresses, AttachError> {
         let instance_address = self.instance_address(&deploy).await?;
         let mut kept = self.kept.clone().lock_owned().await;
-        let key = endpoint_key(&deploy.service.to_string(), deploy.number);
+        let key = endpoint_key(deploy.service.as_str(), deploy.number);
         let taken = kept
             .state
             .endpoints
@@ -99,7 +99,7 @@ impl Node {
             Ok(_) => {
                 drop(kept);
                 self.tell_deployed(&key).await;
-                self.renew(&deploy.service.to_string());
+                self.renew(deploy.service.as_str());
             }
             Err(_) => {
                 if let Some(endpoint) = kept.state.endpoints.remove(&key) {
@@ -178,7 +178,7 @@ impl Node {
             number,
             reason,
         };
-        match self.resolver.resolve_name(&deploy.service.to_string()).await {
+        match self.resolver.resolve_name(deploy.service.as_str()).await {
             Ok(Some(record)) => {
                 let found = record.instances.iter().find(|instance| instance.number == number);
                 found

@@ -77,8 +77,12 @@ impl Overlay {
             delay: DELAY,
         };
         let services = vec![
-            service(CLIENT_NAME, CLIENT_SERVICE, &[client_instance.clone()]),
-            service(NEAR_NAME, NEAR_SERVICE, &[near_instance.clone()]),
+            service(
+                CLIENT_NAME,
+                CLIENT_SERVICE,
+                std::slice::from_ref(&client_instance),
+            ),
+            service(NEAR_NAME, NEAR_SERVICE, std::slice::from_ref(&near_instance)),
             service(FAR_NAME, FAR_SERVICE, &far_instances),
         ];
         let near_answers = Answers {

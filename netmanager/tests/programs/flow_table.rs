@@ -28,6 +28,11 @@ fn with_flows(name: &str, flows: aya::maps::HashMap<MapData, FlowKey, Flow>) -> 
     with_pinned_flows(name, |path| flows.pin(path).expect("a free name"))
 }
 
+/// A node whose table of flows takes this many entries, and not one more.
+pub fn with_room_for(entries: u32) -> Host {
+    with_flows(&format!("room-{entries}"), hash(entries))
+}
+
 struct PinFolder(Pins);
 
 impl Drop for PinFolder {

@@ -8,6 +8,7 @@ use dataplane_ebpf::address::TUNNEL_PORT;
 use dataplane_ebpf::tables::{Flow, FlowKey};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::{CounterRow, Globals, Program, Tables, load, read_counters};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::frame::hex;
 use crate::oracle;
@@ -222,14 +223,8 @@ pub fn run(program: &SchedClassifier, frame: &[u8], context: Context) -> (i32, V
 
 /// The clock of the programs: units of 2^30 ns.
 pub fn coarse_time() -> u32 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the call writes to the structure that it is given, and to nothing else.
-    let code = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
-    assert_eq!(code, 0, "the kernel has this clock");
-    ((now.tv_sec * 1_000_000_000 + now.tv_nsec) >> 30) as u32
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("the kernel has this clock");
+    ((now.tv_sec() * 1_000_000_000 + now.tv_nsec()) >> 30) as u32
 }
 
 fn difference(before: &[CounterRow], after: &[CounterRow]) -> Vec<Counted> {

@@ -5,23 +5,23 @@
 //! show, because the kernel makes up the packet and ends with the verdict: where a redirect arrives, unfinished
 //! checksums, neighbours. The tests on real interfaces do.
 
-// mod admission;
+mod admission;
 mod balance;
 mod connection;
 mod conversation;
-// mod encapsulation;
-// mod endings;
+mod encapsulation;
+mod endings;
 mod flow_table;
 mod foreign;
 mod frame;
 mod host;
 mod malformed;
-// mod object;
+mod object;
 mod oracle;
-// mod outcomes;
-// mod outsiders;
+mod outcomes;
+mod outsiders;
 mod ports;
-// mod random;
-// mod source;
+mod random;
+mod source;
 mod topology;
 mod translation;

@@ -1,11 +1,13 @@
 //! P-21: flows that differ anywhere never meet, whatever stands behind the addresses they go to.
 
+use std::collections::HashSet;
+
 use dataplane_ebpf::tables::{Flow, FlowKey};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
 use crate::frame::{ACK, Address, Packet, SYN, Transport, inner, ports};
-use crate::host::Host;
+use crate::host::{Context, Host, REDIRECT, run};
 use crate::topology::{
     A, A_SHOWN, A_TO_B, B_TO_A, BALANCED, C, C_SHOWN, S, S_SHOWN, SINGLE, Site, TWIN, incarnation_of,
     index_of,
@@ -183,6 +185,32 @@ fn p21_a_port_that_took_the_place_of_another_is_not_given_to_its_own_socket_as_w
     assert_ne!(owner, borrowed);
     assert_ne!(owner, 5000);
     assert_eq!(node.flows().len(), 6);
+}
+
+#[test]
+fn p21_thousands_of_flows_that_have_to_give_way_each_find_a_port() {
+    const FLOWS: u16 = 4000;
+    let node = Host::at(Site::A);
+    let program = node.program(Program::FromEndpoint);
+    let mut seen = HashSet::new();
+    for destination in [SINGLE, TWIN] {
+        for source_port in 10_000..10_000 + FLOWS {
+            let packet = Packet {
+                transport: Transport::Udp,
+                source_port,
+                destination,
+                ..Packet::default()
+            };
+            let (verdict, out) = run(program, &packet.frame(), Context::default());
+            assert_eq!(verdict, REDIRECT, "{destination:?}, port {source_port}");
+            seen.insert(ports(&inner(&out)).0);
+        }
+    }
+    assert_eq!(
+        seen.len(),
+        usize::from(FLOWS) * 2,
+        "the instance sees as many ports"
+    );
 }
 
 #[test]

@@ -1,0 +1,295 @@
+//! Every outcome there is, reached by a packet: none is a name without a meaning.
+
+use dataplane_ebpf::tables::{FlowKey, Node};
+use dataplane_ebpf::verdict::{Action, DropReason};
+use netmanager::dataplane::Program;
+
+use crate::flow_table::with_room_for;
+use crate::frame::{ACK, Address, ETHERNET, IPV4, Outer, Packet, RST, Transport, patched};
+use crate::host::{Context, Host, Outcome, assert_outcome};
+use crate::outsiders::{from_stranger, stay_on_this_processor};
+use crate::topology::{
+    A, B_TO_A, C, EMPTY, HOST, NEIGHBOUR, OUTER_B, S, S_SHOWN, SINGLE, Site, T_SHOWN, UNKNOWN, replace,
+    set_node,
+};
+
+/// A packet and the state of the node that give it this outcome.
+struct Case {
+    outcome: Outcome,
+    program: Program,
+    frame: Vec<u8>,
+    context: Context,
+    node: fn() -> Host,
+}
+
+impl Case {
+    /// From endpoint a of a node that knows the whole topology.
+    fn new(outcome: Outcome, frame: Vec<u8>) -> Self {
+        Self {
+            outcome,
+            program: Program::FromEndpoint,
+            frame,
+            context: Context::default(),
+            node: || Host::at(Site::A),
+        }
+    }
+
+    fn done(action: Action, packet: &Packet) -> Self {
+        Self::new(Outcome::Did(action), packet.frame())
+    }
+
+    fn dropped(reason: DropReason, packet: &Packet) -> Self {
+        Self::new(Outcome::Dropped(reason), packet.frame())
+    }
+
+    /// A frame from the wire.
+    fn uplink(reason: DropReason, frame: Vec<u8>) -> Self {
+        Self::new(Outcome::Dropped(reason), frame).through(Program::FromUplink)
+    }
+
+    fn through(self, program: Program) -> Self {
+        Self { program, ..self }
+    }
+
+    fn at(self, node: fn() -> Host) -> Self {
+        Self { node, ..self }
+    }
+}
+
+fn to(destination: Address) -> Packet {
+    Packet {
+        destination,
+        ..Packet::default()
+    }
+}
+
+/// From s on site B to a.
+fn inner() -> Packet {
+    Packet {
+        source: S_SHOWN,
+        source_port: 80,
+        destination: A,
+        destination_port: 5000,
+        ..Packet::default()
+    }
+}
+
+fn actions() -> Vec<Case> {
+    let refused = Packet {
+        flags: ACK,
+        ..Packet::default()
+    };
+    let delivered = Packet {
+        destination: HOST,
+        ..inner()
+    };
+    vec![
+        Case::done(Action::Pass, &to(OUTER_B)),
+        Case::done(Action::Deliver, &to(NEIGHBOUR)),
+        Case::done(Action::DeliverHost, &delivered).through(Program::FromOak0),
+        Case::done(Action::Tunnel, &to(SINGLE)),
+        Case::done(Action::Park, &to(UNKNOWN)),
+        Case::done(Action::Reset, &refused),
+        Case::new(Outcome::Did(Action::Stranger), from_stranger()).through(Program::FromUplink),
+    ]
+}
+
+fn drops_on_the_way_out() -> Vec<Case> {
+    use DropReason as Reason;
+    let udp = |destination| Packet {
+        transport: Transport::Udp,
+        ..to(destination)
+    };
+    let tunnel = Packet {
+        destination_port: 50_103,
+        ..udp(OUTER_B)
+    };
+    let options = Packet {
+        ip_options: &[1; 4],
+        ..Packet::default()
+    };
+    let fragment = Packet {
+        more_fragments: true,
+        ..Packet::default()
+    };
+    let icmp = |kind| Packet {
+        transport: Transport::Icmp(kind, 0),
+        ..Packet::default()
+    };
+    let sctp = Packet {
+        transport: Transport::Raw(132),
+        ..Packet::default()
+    };
+    let stray_reset = Packet {
+        flags: RST,
+        ..Packet::default()
+    };
+    let large = Packet {
+        payload: vec![0; 1500],
+        ..Packet::default()
+    };
+    let spoofed = Packet {
+        source: S,
+        ..Packet::default()
+    };
+    let truncated = Packet::default().frame()[..ETHERNET + IPV4].to_vec();
+    let version_six = patched(Packet::default().frame(), ETHERNET, &[0x65]);
+    let superframe = Case {
+        context: Context {
+            segment_size: 8,
+            ..Context::default()
+        },
+        ..Case::dropped(Reason::KernelRefused, &Packet::default())
+    };
+    vec![
+        Case::dropped(Reason::Spoofed, &spoofed),
+        Case::dropped(Reason::TunnelFromEndpoint, &tunnel),
+        Case::new(Outcome::Dropped(Reason::Short), truncated),
+        Case::new(Outcome::Dropped(Reason::Malformed), version_six),
+        Case::dropped(Reason::IpOptions, &options),
+        Case::dropped(Reason::Fragment, &fragment),
+        Case::dropped(Reason::IcmpError, &icmp(3)),
+        Case::dropped(Reason::IcmpType, &icmp(13)),
+        Case::dropped(Reason::Protocol, &sctp),
+        Case::dropped(Reason::NotAService, &to(C)),
+        Case::dropped(Reason::Unresolved, &to(UNKNOWN)).through(Program::FromOak0),
+        Case::dropped(Reason::NoFlow, &stray_reset),
+        Case::dropped(Reason::NoBackend, &to(EMPTY)),
+        Case::dropped(Reason::PortCollision, &to_instance_behind_its_service()).at(with_flow_to_the_service),
+        Case::dropped(Reason::FlowTableFull, &to(SINGLE)).at(|| with_room_for(1)),
+        Case::uplink(Reason::InstanceGone, B_TO_A.carrying(&answer())).at(with_flow_of_a_replaced_instance),
+        Case::dropped(Reason::NodeUnknown, &to(SINGLE)).at(without_path_to_b),
+        Case::dropped(Reason::EndpointGone, &to(NEIGHBOUR)).at(without_c),
+        Case::dropped(Reason::TooBig, &large),
+        superframe,
+    ]
+}
+
+fn drops_on_the_way_in() -> Vec<Case> {
+    use DropReason as Reason;
+    let carried = |packet: Packet| B_TO_A.around(&packet.ip());
+    let bytes = inner().ip();
+    let options = Outer {
+        options: &[1; 4],
+        ..B_TO_A
+    };
+    let fragment = Outer {
+        more_fragments: true,
+        ..B_TO_A
+    };
+    let version_six = [&[0x65], &bytes[1..]].concat();
+    let from = |source| Packet { source, ..inner() };
+    let to_s = Packet {
+        destination: S,
+        ..inner()
+    };
+    vec![
+        Case::uplink(Reason::Unencapsulated, to(S_SHOWN).frame()),
+        Case::uplink(Reason::OuterMalformed, options.around(&bytes)),
+        Case::uplink(Reason::OuterFragment, fragment.around(&bytes)),
+        Case::uplink(Reason::UnknownPeer, from_stranger()).at(tired_of_strangers),
+        Case::uplink(Reason::InnerShort, B_TO_A.around(&bytes[..10])),
+        Case::uplink(Reason::InnerVersion, B_TO_A.around(&version_six)),
+        Case::uplink(Reason::InnerMalformed, B_TO_A.around(&bytes[..40])),
+        Case::uplink(Reason::SourceNotOverlay, carried(from(OUTER_B))),
+        Case::uplink(Reason::SourceNotOnNode, carried(from(T_SHOWN))),
+        Case::uplink(Reason::DestinationNotLocal, carried(to_s)),
+    ]
+}
+
+fn to_instance_behind_its_service() -> Packet {
+    Packet {
+        flags: ACK,
+        destination: S_SHOWN,
+        ..Packet::default()
+    }
+}
+
+fn with_flow_to_the_service() -> Host {
+    let node = Host::at(Site::A);
+    node.run(Program::FromEndpoint, &to(SINGLE).frame());
+    node
+}
+
+fn answer() -> Packet {
+    Packet {
+        flags: ACK,
+        ..inner()
+    }
+}
+
+fn with_flow_of_a_replaced_instance() -> Host {
+    let mut node = with_flow_to_the_service();
+    replace(&mut node.tables, S);
+    node
+}
+
+fn without_path_to_b() -> Host {
+    let mut node = Host::at(Site::A);
+    set_node(&mut node.tables, Site::B.index(Site::A), Node::default());
+    node
+}
+
+fn without_c() -> Host {
+    let mut node = Host::at(Site::A);
+    node.tables.endpoints.remove(&C).expect("c is there");
+    node
+}
+
+/// A node that has just handed up as many strangers as it may.
+fn tired_of_strangers() -> Host {
+    let node = Host::at(Site::A);
+    let stranger = from_stranger();
+    while node.run(Program::FromUplink, &stranger).verdict != crate::host::SHOT {}
+    node
+}
+
+#[test]
+fn p41_every_action_and_every_drop_reason_is_reached() {
+    stay_on_this_processor();
+    let cases: Vec<Case> = [actions(), drops_on_the_way_out(), drops_on_the_way_in()]
+        .into_iter()
+        .flatten()
+        .collect();
+    for case in &cases {
+        let name = case.outcome.name();
+        let node = (case.node)();
+        let ran = node.run_with(case.program, &case.frame, case.context);
+        assert_outcome(name, case.program, &ran, case.outcome);
+    }
+    let reached: Vec<&str> = cases.iter().map(|case| case.outcome.name()).collect();
+    let all: Vec<&str> = Action::ALL
+        .iter()
+        .map(|action| action.as_str())
+        .chain(DropReason::ALL.iter().map(|reason| reason.as_str()))
+        .collect();
+    assert_eq!(reached, all, "one case for each outcome, in their order");
+}
+
+#[test]
+fn p22_an_outcome_that_drops_a_first_packet_leaves_no_flow_that_could_not_go_on() {
+    // Too large, or no way there: the decision stays, because the next packet may get through. All other reasons
+    // to drop a first packet leave no flow.
+    for case in drops_on_the_way_out().into_iter().chain(drops_on_the_way_in()) {
+        let node = (case.node)();
+        let before = node.flows();
+        node.run_with(case.program, &case.frame, case.context);
+        let is_new = |key: &FlowKey| !before.contains_key(key);
+        let opened = node.flows().keys().filter(|key| is_new(key)).count();
+        let waits = [
+            DropReason::NodeUnknown,
+            DropReason::EndpointGone,
+            DropReason::TooBig,
+            DropReason::KernelRefused,
+        ];
+        let expected = if waits
+            .iter()
+            .any(|reason| case.outcome == Outcome::Dropped(*reason))
+        {
+            2
+        } else {
+            0
+        };
+        assert_eq!(opened, expected, "{}", case.outcome.name());
+    }
+}
