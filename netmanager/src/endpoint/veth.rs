@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use dataplane_ebpf::address::GATEWAY;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
@@ -9,6 +10,7 @@ use rtnetlink::{LinkUnspec, LinkVeth};
 
 use super::name::{self, End};
 use super::{Error, Fault, Namespace, Result, Step, Undo};
+use crate::host::changes::Changes;
 use crate::host::netlink::{InterfaceAddress, Link};
 use crate::host::{self, Errors, Netlink, Route, RouteTarget, sysctl};
 
@@ -67,6 +69,7 @@ pub async fn attach(netlink: &Netlink, options: &AttachOptions, undo: &mut Undo)
     attachment.set_up_loopback(undo).await?;
     attachment.set_up_container(&container).await?;
     attachment.add_host_route(&host).await?;
+    wait_until_operational(netlink, &host).await?;
     Ok(Attached {
         host_interface: host.index,
         host_interface_name: host.name,
@@ -110,6 +113,30 @@ pub async fn list(netlink: &Netlink, node_id: &str) -> Result<Vec<Found>> {
     Ok(netlink.links().await?.into_iter().filter_map(found).collect())
 }
 
+/// Waits until the kernel sends to the container: it puts the queue of a link in place some time after both ends are
+/// up, and drops what goes out before.
+async fn wait_until_operational(netlink: &Netlink, host: &Link) -> Result<()> {
+    let mut changes = Changes::open()?;
+    let operational = async {
+        loop {
+            match netlink.link_by_index(host.index).await? {
+                Some(link) if link.operational => return Ok(()),
+                Some(_) => {}
+                None => return Err(Error::Vanished(host.name.clone())),
+            }
+            changes.next().await?;
+        }
+    };
+    match tokio::time::timeout(OPERATIONAL, operational).await {
+        Ok(outcome) => outcome,
+        Err(_elapsed) => {
+            // It may well be in a moment; whoever sends then tries again.
+            tracing::warn!(interface = host.name, "a link is slow to come up");
+            Ok(())
+        }
+    }
+}
+
 async fn delete_pair(netlink: &Netlink, name: &str) -> host::Result<()> {
     match netlink.link_by_name(name).await? {
         Some(link) if link.veth => netlink.delete_link(name, link.index).await.map(drop),
@@ -132,6 +159,8 @@ async fn set_loopback_down(inside: &Netlink, index: u32, before: &[InterfaceAddr
 
 const GATEWAY_ADDRESS: Ipv4Addr = Ipv4Addr::new(GATEWAY[0], GATEWAY[1], GATEWAY[2], GATEWAY[3]);
 const LOOPBACK: &str = "lo";
+/// How long a link may take until it is operational; the kernel needs a second at most.
+const OPERATIONAL: Duration = Duration::from_secs(2);
 
 /// One run of [`attach`]. Objects that hang on the link are undone with it, so only the link and the loopback
 /// are noted.

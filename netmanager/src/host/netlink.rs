@@ -12,7 +12,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{AddressMessageBuilder, Handle, LinkMessageBuilder, LinkUnspec};
@@ -41,6 +41,8 @@ pub struct Link {
     /// Largest packet in bytes.
     pub mtu: u32,
     pub up: bool,
+    /// Whether the kernel sends through it: it is up, the other end is too, and its queue is in place.
+    pub operational: bool,
     pub loopback: bool,
     pub veth: bool,
     /// Index of the other end, in the namespace of the other end.
@@ -337,6 +339,7 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: flags.contains(LinkFlags::Up),
+        operational: false,
         loopback: flags.contains(LinkFlags::Loopback),
         veth: false,
         peer: None,
@@ -355,6 +358,8 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
             link.peer = Some(peer);
         } else if let LinkAttribute::LinkNetNsId(_) = attribute {
             link.peer_elsewhere = true;
+        } else if let LinkAttribute::OperState(state) = attribute {
+            link.operational = state == State::Up;
         } else if let LinkAttribute::LinkInfo(info) = attribute {
             link.veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
         }

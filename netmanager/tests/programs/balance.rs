@@ -11,7 +11,9 @@ use netmanager::dataplane::Program;
 
 use crate::frame::{ACK, Address, FIN, Packet, SYN, Transport, inner, ipv4, ports};
 use crate::host::{Context, Host, REDIRECT, run};
-use crate::topology::{A, A_SHOWN, BALANCED, S, Site, T, index_of, set_instance, set_service};
+use crate::topology::{
+    A, A_SHOWN, A_TO_B, A_TO_C, BALANCED, S, Site, T, index_of, set_instance, set_service,
+};
 
 const WIDE: Address = [10, 30, 60, 60];
 const WIDE_SERVICE: u32 = 20;
@@ -247,11 +249,7 @@ fn p14_a_finished_connection_of_each_client_frees_its_ports_for_the_next() {
                 destination: expected,
                 ..packet.clone()
             };
-            let outer = if expected == S {
-                crate::topology::A_TO_B
-            } else {
-                crate::topology::A_TO_C
-            };
+            let outer = if expected == S { A_TO_B } else { A_TO_C };
             node.expect(
                 &format!("round {round}, flags {flags:#04x}"),
                 Program::FromEndpoint,

@@ -62,8 +62,9 @@ fn p20_a_syn_on_a_connection_that_one_side_ended_chooses_anew() {
         ("the server's FIN", FIN | ACK, true, true),
         ("the server's RST", RST | ACK, true, true),
     ];
+    let mut node = Host::at(Site::A);
     for (name, flags, from_server, anew) in cases {
-        let node = Host::at(Site::A);
+        node.reset();
         assert_eq!(goes_to(&node, &segment(SYN, 5000)), S, "{name}");
         if from_server {
             let answer = Packet {

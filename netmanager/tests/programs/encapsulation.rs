@@ -6,7 +6,7 @@ use dataplane_ebpf::tables::{Instance, Node, Place, node_flags};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
-use crate::frame::{Address, ETHERNET, IPV4, OVERHEAD, Outer, Packet, Transport, ipv4, udp};
+use crate::frame::{ACK, Address, ETHERNET, IPV4, OVERHEAD, Outer, Packet, Transport, ipv4, udp};
 use crate::host::{Context, Host, Outcome, assert_outcome, run};
 use crate::topology::{
     A_SHOWN, A_TO_B, A_TO_C, GATEWAY_MAC, MAC_OF_A, MTU, NEIGHBOUR, S, S_SHOWN, SINGLE, Site, T, index_of,
@@ -359,7 +359,7 @@ fn p40_a_moved_instance_takes_its_flows_along() {
         };
         set_instance(&mut node.tables, index_of(S), after);
         let more = Packet {
-            flags: crate::frame::ACK,
+            flags: ACK,
             ..request
         };
         node.expect(

@@ -4,7 +4,7 @@ use dataplane_ebpf::tables::{Instance, Place};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
-use crate::frame::{ACK, Address, FIN, PSH, Packet, RST, SYN, Transport};
+use crate::frame::{ACK, Address, FIN, Outer, PSH, Packet, RST, SYN, Transport};
 use crate::host::Host;
 use crate::topology::{
     A, A_SHOWN, A_TO_B, A_TO_C, B_TO_A, BALANCED, C, C_SHOWN, GATEWAY_MAC, MAC_OF_A, NEIGHBOUR, S, S_SHOWN,
@@ -30,6 +30,14 @@ fn succeed(node: &mut Host) {
     vacate(&mut node.tables, S);
 }
 
+/// How the instance of the single service may be replaced.
+const REPLACEMENTS: [Replacement; 2] = [
+    ("in its slot", |node| replace(&mut node.tables, S)),
+    ("in another slot", succeed),
+];
+
+type Replacement = (&'static str, fn(&mut Host));
+
 /// What a client on site A sends to an instance on site B, as it leaves.
 fn sent(request: &Packet) -> Vec<u8> {
     A_TO_B.carrying(&Packet {
@@ -41,12 +49,9 @@ fn sent(request: &Packet) -> Vec<u8> {
 
 #[test]
 fn p20_a_connection_whose_instance_is_replaced_is_reset_and_may_begin_anew() {
-    let ways: [(&str, fn(&mut Host)); 2] = [
-        ("in its slot", |node| replace(&mut node.tables, S)),
-        ("in another slot", succeed),
-    ];
-    for (name, replace) in ways {
-        let mut node = Host::at(Site::A);
+    let mut node = Host::at(Site::A);
+    for (name, replace) in REPLACEMENTS {
+        node.reset();
         let syn = Packet::default();
         node.expect(
             name,
@@ -126,14 +131,15 @@ fn p20_a_connection_whose_instance_is_gone_is_reset() {
 
 #[test]
 fn p20_datagrams_and_pings_of_a_replaced_instance_choose_anew() {
+    let mut node = Host::at(Site::A);
     for transport in [Transport::Udp, Transport::UncheckedUdp, Transport::Ping] {
-        let mut node = Host::at(Site::A);
+        node.reset();
         let packet = Packet {
             transport,
             destination: BALANCED,
             ..Packet::default()
         };
-        let to = |outer: &crate::frame::Outer, destination: Address| {
+        let to = |outer: &Outer, destination: Address| {
             outer.carrying(&Packet {
                 source: A_SHOWN,
                 destination,
@@ -169,11 +175,9 @@ fn p20_datagrams_and_pings_of_a_replaced_instance_choose_anew() {
 #[test]
 fn p20_to_an_instance_address_a_segment_goes_on_to_whoever_has_it_now() {
     // A server, which opens nothing: its peer's successor learns of the connection, and resets it.
-    for successor in [
-        (|node: &mut Host| replace(&mut node.tables, S)) as fn(&mut Host),
-        succeed,
-    ] {
-        let mut node = Host::at(Site::A);
+    let mut node = Host::at(Site::A);
+    for (_, successor) in REPLACEMENTS {
+        node.reset();
         let data = Packet {
             flags: ACK,
             source_port: 80,
@@ -207,6 +211,7 @@ fn p20_what_comes_from_a_replaced_instance_answers_no_flow_of_the_old_one() {
         ("from another node", SINGLE, S, S_SHOWN),
         ("on the node", NEIGHBOUR, C, C_SHOWN),
     ];
+    let mut node = Host::at(Site::A);
     for (name, service, server, server_shown) in places {
         let remote = server == S;
         for (transport, flags, admitted) in [
@@ -219,7 +224,7 @@ fn p20_what_comes_from_a_replaced_instance_answers_no_flow_of_the_old_one() {
             (Transport::Ping, 0, false),
         ] {
             let case = format!("{name}, {transport:?}, flags {flags:#04x}");
-            let mut node = Host::at(Site::A);
+            node.reset();
             let request = Packet {
                 transport,
                 destination: service,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use aya::EbpfLoader;
 use aya::maps::MapData;
@@ -11,12 +12,15 @@ use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::{OBJECT, Pins, Program};
 
 use crate::frame::{ACK, PSH, Packet, Transport};
-use crate::host::{Context, Host, Outcome, REDIRECT, assert_outcome, run};
+use crate::host::{Context, Host, Outcome, REDIRECT, assert_outcome, coarse_time, run};
 use crate::topology::{A, A_SHOWN, A_TO_B, S, S_SHOWN, SINGLE, Site, incarnation_of, index_of};
 
 /// A node whose table of flows is the map that `pin` pins at the path it is given, for the time of loading.
-fn with_pinned_flows(name: &str, pin: impl FnOnce(&Path)) -> Host {
-    let folder = PinFolder(Pins::of(&format!("oakt-{}-{name}", std::process::id())));
+fn with_pinned_flows(pin: impl FnOnce(&Path)) -> Host {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    // What a test that failed has left is removed all the same.
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = PinFolder(Pins::of(&format!("oakt-{}-flows", std::process::id())));
     let path = folder.0.map("FLOWS");
     fs::create_dir_all(path.parent().expect("a folder")).expect("a BPF file system");
     pin(&path);
@@ -24,13 +28,13 @@ fn with_pinned_flows(name: &str, pin: impl FnOnce(&Path)) -> Host {
 }
 
 /// The same, for a map that is there already.
-fn with_flows(name: &str, flows: aya::maps::HashMap<MapData, FlowKey, Flow>) -> Host {
-    with_pinned_flows(name, |path| flows.pin(path).expect("a free name"))
+fn with_flows(flows: aya::maps::HashMap<MapData, FlowKey, Flow>) -> Host {
+    with_pinned_flows(|path| flows.pin(path).expect("a free name"))
 }
 
 /// A node whose table of flows takes this many entries, and not one more.
 pub fn with_room_for(entries: u32) -> Host {
-    with_flows(&format!("room-{entries}"), hash(entries))
+    with_flows(hash(entries))
 }
 
 struct PinFolder(Pins);
@@ -82,10 +86,10 @@ fn p22_a_table_without_room_for_both_entries_keeps_none() {
     ] {
         let mut flows = hash(entries);
         if let Some((key, mut flow)) = present {
-            flow.last_seen = crate::host::coarse_time();
+            flow.last_seen = coarse_time();
             flows.insert(key, flow, 0).expect("room for it");
         }
-        let node = with_flows(name, flows);
+        let node = with_flows(flows);
         for transport in Transport::CARRIED {
             let packet = Packet {
                 transport,
@@ -105,7 +109,7 @@ fn p22_a_table_without_room_for_both_entries_keeps_none() {
 
 #[test]
 fn p22_a_full_table_keeps_the_flows_it_has() {
-    let node = with_flows("full", hash(2));
+    let node = with_room_for(2);
     let first = request(5000);
     node.expect(
         "opening",
@@ -156,7 +160,7 @@ fn p22_a_full_table_keeps_the_flows_it_has() {
 fn p22_when_the_oldest_flows_give_way_every_new_one_still_opens() {
     const FLOWS: u16 = 3000;
     const ENTRIES: u32 = 1024;
-    let node = with_pinned_flows("lru", |path| {
+    let node = with_pinned_flows(|path| {
         // The object's own table, only smaller.
         EbpfLoader::new()
             .map_max_entries("FLOWS", ENTRIES)

@@ -2,7 +2,7 @@
 
 use netmanager::dataplane::Program;
 
-use crate::frame::{Packet, Transport};
+use crate::frame::{Outer, Packet, Transport};
 use crate::host::Host;
 use crate::topology::{A, B_TO_A, HOST, OUTER_A, OUTER_B, S_SHOWN, Site};
 
@@ -107,7 +107,7 @@ fn p02_frames_from_the_wire_that_are_neither_tunnel_nor_overlay_pass_untouched()
             "from an overlay address, but not to one",
             Packet {
                 source: S_SHOWN,
-                ..default.clone()
+                ..default
             },
         ),
     ];
@@ -126,7 +126,7 @@ fn p02_later_fragments_of_any_datagram_are_left_to_the_stack() {
         ..Packet::default()
     };
     for more_fragments in [false, true] {
-        let later = crate::frame::Outer {
+        let later = Outer {
             fragment_offset: 3,
             more_fragments,
             ..B_TO_A

@@ -58,7 +58,7 @@ impl Transport {
         match self {
             Self::Ping => Self::Pong,
             Self::Pong => Self::Ping,
-            other => other,
+            Self::Tcp | Self::Udp | Self::UncheckedUdp | Self::Icmp(..) | Self::Raw(_) => self,
         }
     }
 }

@@ -12,12 +12,19 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::frame::hex;
 use crate::oracle;
-use crate::topology::{self, INTERFACE, Site};
+use crate::topology::{self, A, HOST, INTERFACE, Site};
 
 /// What the programs return.
 pub const PASS: i32 = -1;
 pub const SHOT: i32 = 2;
 pub const REDIRECT: i32 = 7;
+
+/// The programs on the way out of an endpoint and of the node, and who speaks there.
+pub const WAYS_OUT: [(Program, [u8; 4]); 3] = [
+    (Program::FromEndpoint, A),
+    (Program::FromOak0, A),
+    (Program::FromHost, HOST),
+];
 
 /// What is to become of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +103,7 @@ pub struct Ran {
 pub type Counted = (String, String, u64, u64);
 
 pub struct Host {
+    site: Site,
     programs: aya::Ebpf,
     pub tables: Tables,
 }
@@ -114,7 +122,11 @@ impl Host {
         };
         let (programs, mut tables) = load(globals, pins).expect("the kernel takes the programs");
         topology::fill(&mut tables, site);
-        Self { programs, tables }
+        Self {
+            site,
+            programs,
+            tables,
+        }
     }
 
     /// The program, to be run by several threads at once.
@@ -186,6 +198,12 @@ impl Host {
         for key in keys.expect("a readable map") {
             self.tables.flows.remove(&key).expect("the flow is there");
         }
+    }
+
+    /// Takes everything back that a case may have changed: flows, turns, and what the node knows.
+    pub fn reset(&mut self) {
+        self.forget_flows();
+        topology::fill(&mut self.tables, self.site);
     }
 
     fn counters(&self) -> Vec<CounterRow> {

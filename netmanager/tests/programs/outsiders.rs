@@ -7,7 +7,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::frame::{Outer, Packet, Transport};
-use crate::host::{Host, Outcome, assert_outcome, coarse_time};
+use crate::host::{Host, Outcome, SHOT, assert_outcome, coarse_time};
 use crate::topology::{A, B_TO_A, C, HOST, OUTER_A, S, S_SHOWN, SINGLE, Site, UNKNOWN};
 
 /// A datagram of a node that nobody has announced.
@@ -85,7 +85,7 @@ fn p41_the_limit_for_strangers_starts_anew() {
     let stranger = from_stranger();
     let exhausted = (0..100_000)
         .map(|_| node.run(Program::FromUplink, &stranger))
-        .find(|ran| ran.verdict == crate::host::SHOT);
+        .find(|ran| ran.verdict == SHOT);
     let exhausted = exhausted.expect("the limit is reached");
     assert_outcome(
         "beyond the limit",

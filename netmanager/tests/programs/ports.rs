@@ -7,7 +7,7 @@ use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
 use crate::frame::{ACK, Address, Packet, SYN, Transport, inner, ports};
-use crate::host::{Context, Host, REDIRECT, run};
+use crate::host::{Context, Host, REDIRECT, coarse_time, run};
 use crate::topology::{
     A, A_SHOWN, A_TO_B, B_TO_A, BALANCED, C, C_SHOWN, S, S_SHOWN, SINGLE, Site, TWIN, incarnation_of,
     index_of,
@@ -227,7 +227,7 @@ fn p21_without_a_free_port_the_packet_is_dropped_and_no_flow_is_disturbed() {
     let other = Flow {
         incarnation: incarnation_of(S),
         instance: index_of(S),
-        last_seen: crate::host::coarse_time(),
+        last_seen: coarse_time(),
         shown: TWIN,
         port: 1u16.to_be_bytes(),
         ..Flow::default()

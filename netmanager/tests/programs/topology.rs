@@ -172,7 +172,7 @@ pub fn incarnation_of(address: Address) -> u64 {
     100 + u64::from(index_of(address))
 }
 
-/// Tells the node of `site` all there is to know.
+/// Tells the node of `site` all there is to know, and lets every service begin with its first backend.
 pub fn fill(tables: &mut Tables, site: Site) {
     fill_nodes(tables, site);
     for placed in &PLACED {
@@ -205,6 +205,7 @@ pub fn fill(tables: &mut Tables, site: Site) {
     for (id, (address, backends)) in (1..).zip(SERVICES) {
         let backends: Vec<u32> = backends.iter().map(|address| index_of(*address)).collect();
         set_service(tables, id, address, 1, &backends);
+        tables.cursors.set(id, 0, 0).expect("an index within CURSORS");
     }
 }
 
