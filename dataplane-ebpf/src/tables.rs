@@ -10,7 +10,7 @@
 //! | `INSTANCES` | array | 65,536 | where is instance *i* | user space refuses the next |
 //! | `INSTANCE_INDEX` | hash | 65,536 | which *i* has this instance address | user space refuses the next |
 //! | `NODES` | array | 16,384 | how is node *n* reached | user space refuses the next |
-//! | `PEERS` | hash | 16,384 | which group of nodes sends from this address | user space refuses the next |
+//! | `PEERS` | hash | 16,384 | who sends from this address, and where it arrives | user space refuses the next |
 //! | `TUNNELS` | hash | 16,384 | is this address and port a tunnel | user space refuses the next |
 //! | `ENDPOINTS` | hash | 1,024 | who is behind this local namespace address | the attach fails |
 //! | `SERVICES` | hash | 65,536 | which backends has this service address | user space refuses the next |
@@ -274,6 +274,17 @@ pub struct TunnelKey {
     pub zero: [u8; 2],
 }
 
+/// Value of `PEERS`: who sends from an outer address, and where it arrives.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Peer {
+    /// The group of nodes that share the outer address.
+    pub group: u32,
+    /// Index of the interface towards it: what claims to come from it arrives there or nowhere. Zero while there is
+    /// no way to it.
+    pub interface: u32,
+}
+
 /// Value of `COUNTERS`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -305,6 +316,7 @@ const _: () = {
     assert!(size_of::<Service>() == 16 && core::mem::offset_of!(Service, set) == 0);
     assert!(size_of::<BackendKey>() == 12);
     assert!(size_of::<TunnelKey>() == 8);
+    assert!(size_of::<Peer>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<RateWindow>() == 8);
 };
@@ -322,7 +334,7 @@ mod plain_data {
     }
 
     plain_data!(
-        FlowKey, Flow, Instance, Node, Endpoint, Service, BackendKey, TunnelKey, Counter, RateWindow
+        FlowKey, Flow, Instance, Node, Endpoint, Service, BackendKey, TunnelKey, Peer, Counter, RateWindow
     );
 }
 

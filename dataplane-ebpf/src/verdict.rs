@@ -90,6 +90,8 @@ counted! {
 counted! {
     /// Why a packet was dropped.
     DropReason from 7 {
+        /// an endpoint sent a frame with a VLAN tag
+        VlanTagged = "VLAN_TAGGED",
         /// the source is not the endpoint's own address
         Spoofed = "SPOOFED",
         /// an endpoint sent to the tunnel port of a node
@@ -136,6 +138,8 @@ counted! {
         OuterMalformed = "OUTER_MALFORMED",
         /// a fragment of a tunnel datagram
         OuterFragment = "OUTER_FRAGMENT",
+        /// a tunnel datagram that claims to come from a peer, but arrived at another interface
+        WrongInterface = "WRONG_INTERFACE",
         /// a tunnel datagram from an unknown outer source, beyond the rate let up to NetManager
         UnknownPeer = "UNKNOWN_PEER",
         /// the inner packet ends before its headers do
@@ -158,7 +162,7 @@ pub const ROWS: u32 = Action::COUNT + DropReason::COUNT;
 /// Rows of `COUNTERS` in all.
 pub const COUNTERS: u32 = ROWS * Hook::ALL.len() as u32;
 
-const _: () = assert!(DropReason::Spoofed.row() == Action::COUNT);
+const _: () = assert!(DropReason::VlanTagged.row() == Action::COUNT);
 
 /// Index in `COUNTERS`.
 #[inline(always)]

@@ -1,14 +1,16 @@
 //! The daemon before and after registration.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use tokio::sync::{Mutex, mpsc};
 
 use crate::config::Config;
 use crate::endpoint::addresses::{SUBNET_PREFIX_LENGTH, SUBNET_PREFIX_LENGTH_V6};
-use crate::node::{Faults, Kept, Node, Start};
+use crate::host::{Netlink, overlap};
+use crate::node::{Faults, Kept, Node, Start, remove_from_kernel};
 use crate::resolver::{Mqtt, MqttSettings, ResolveError, Resolver, StaticFile, StaticFileError, Update};
 use crate::state::{Registration, Store};
 
@@ -17,6 +19,15 @@ use crate::state::{Registration, Store};
 pub enum RegisterError {
     #[error("this NetManager is not registered yet; POST /register first")]
     NotRegistered,
+    #[error(
+        "the node {node_id} is registered and could not be started: {reason}; POST /register tries again"
+    )]
+    NotStarted { node_id: String, reason: String },
+    #[error(
+        "{interface} has {address}, which is in the overlay's 10.16.0.0/12: with the overlay in place nothing \
+         would arrive there any more; give this host an address outside"
+    )]
+    HostAddress { interface: String, address: Ipv4Addr },
     #[error("{0:?} cannot be a node id: 1 to 64 letters, digits, '-' and '_'")]
     NodeId(String),
     #[error("registered as {current}; it cannot be {asked} as well (`NetManager purge` gives the node up)")]
@@ -43,6 +54,8 @@ pub struct Manager {
     settings: Settings,
     kept: Arc<Mutex<Kept>>,
     node: std::sync::OnceLock<Arc<Node>>,
+    /// Why the registered node is not running, while it is not.
+    not_started: std::sync::Mutex<Option<String>>,
     registering: Mutex<()>,
 }
 
@@ -57,60 +70,105 @@ impl Manager {
             settings,
             kept: Arc::new(Mutex::new(Kept { store, state })),
             node: std::sync::OnceLock::new(),
+            not_started: std::sync::Mutex::default(),
             registering: Mutex::default(),
         })
     }
 
-    /// The node, once it is registered.
+    /// The node, once it is registered and runs.
     ///
     /// # Errors
-    /// [`RegisterError::NotRegistered`] before.
-    pub fn node(&self) -> Result<Arc<Node>, RegisterError> {
-        self.node.get().cloned().ok_or(RegisterError::NotRegistered)
+    /// [`RegisterError::NotRegistered`] before, [`RegisterError::NotStarted`] while it cannot be started.
+    pub async fn node(&self) -> Result<Arc<Node>, RegisterError> {
+        if let Some(node) = self.node.get() {
+            return Ok(node.clone());
+        }
+        let registration = self.kept.lock().await.state.registration.clone();
+        let registration = registration.ok_or(RegisterError::NotRegistered)?;
+        let reason = self.reason().clone();
+        Err(RegisterError::NotStarted {
+            node_id: registration.node_id,
+            reason: reason.unwrap_or_else(|| "it is being started".to_owned()),
+        })
     }
 
     /// Goes on with the node that an earlier process registered, if there is one. The cluster need not answer.
+    /// Whether there is one; where it runs already, nothing happens.
     ///
     /// # Errors
-    /// When the data plane cannot be put in place.
+    /// When the data plane cannot be put in place. It stays registered and may be tried again.
     pub async fn resume(&self) -> Result<bool, RegisterError> {
         let _one_at_a_time = self.registering.lock().await;
+        if self.node.get().is_some() {
+            return Ok(true);
+        }
         let Some(registration) = self.kept.lock().await.state.registration.clone() else {
             return Ok(false);
         };
-        let (resolver, updates) = self.resolver(&registration.node_id, &registration.cluster_address)?;
-        self.start(registration, resolver, updates).await?;
+        self.start_again(registration).await?;
         Ok(true)
     }
 
     /// Becomes the node `node_id` of the cluster at `cluster_address`, or of the configured one where that is
-    /// empty. The same id again changes nothing.
+    /// empty. The same id again changes nothing but the address of the cluster, where another one is given: it is
+    /// kept, and a node that runs already asks there from the next start of the daemon on.
     ///
     /// # Errors
-    /// When this is another node already, the cluster gives no addresses, or the data plane cannot be put in place;
-    /// then it is not registered and may be tried again.
+    /// When this is another node already, the host has an address of the overlay, the cluster gives no addresses, or
+    /// the data plane cannot be put in place. Then it is not registered, and may be tried again under any id;
+    /// what was registered before stays so.
     pub async fn register(&self, node_id: &str, cluster_address: &str) -> Result<(), RegisterError> {
         if !is_node_id(node_id) {
             return Err(RegisterError::NodeId(node_id.to_owned()));
         }
         let _one_at_a_time = self.registering.lock().await;
         let earlier = self.kept.lock().await.state.registration.clone();
-        if let Some(earlier) = &earlier
-            && earlier.node_id != node_id
-        {
+        let Some(earlier) = earlier else {
+            return self.register_first(node_id, cluster_address).await;
+        };
+        if earlier.node_id != node_id {
             return Err(RegisterError::Other {
-                current: earlier.node_id.clone(),
+                current: earlier.node_id,
                 asked: node_id.to_owned(),
             });
         }
+        let registration = self.follow_cluster(earlier, cluster_address).await?;
         if self.node.get().is_some() {
             return Ok(());
         }
-        let (resolver, updates) = self.resolver(node_id, cluster_address)?;
-        if let Some(earlier) = earlier {
-            // Its start failed: its addresses are leased already.
-            return self.start(earlier, resolver, updates).await;
+        // Its start failed: its addresses are leased already.
+        self.start_again(registration).await
+    }
+
+    /// Keeps the address of the cluster, where it is another one than before.
+    async fn follow_cluster(
+        &self,
+        registration: Registration,
+        cluster_address: &str,
+    ) -> Result<Registration, RegisterError> {
+        if cluster_address.is_empty() || cluster_address == registration.cluster_address {
+            return Ok(registration);
         }
+        let before = registration.cluster_address.clone();
+        let registration = Registration {
+            cluster_address: cluster_address.to_owned(),
+            ..registration
+        };
+        let mut kept = self.kept.lock().await;
+        kept.state.registration = Some(registration.clone());
+        kept.save().map_err(|error| RegisterError::Start(error.into()))?;
+        tracing::warn!(
+            before,
+            cluster_address,
+            "the cluster has another address: it is used from the next start on"
+        );
+        Ok(registration)
+    }
+
+    async fn register_first(&self, node_id: &str, cluster_address: &str) -> Result<(), RegisterError> {
+        // Before the cluster leases anything.
+        check_host().await?;
+        let (resolver, updates) = self.resolver(node_id, cluster_address)?;
         let lease = resolver.lease().await?;
         let registration = Registration {
             node_id: node_id.to_owned(),
@@ -121,7 +179,28 @@ impl Manager {
             application: lease.application,
         };
         self.note(&registration).await.map_err(RegisterError::Start)?;
-        self.start(registration, resolver, updates).await
+        let outcome = self.start(registration, resolver, updates).await;
+        if outcome.is_err()
+            && let Err(error) = self.take_back().await
+        {
+            tracing::error!("the registration stays, because {error:#}");
+        }
+        outcome
+    }
+
+    /// Makes it as if there had been no registration. What cannot be removed keeps it, else nobody would know what to
+    /// remove.
+    async fn take_back(&self) -> anyhow::Result<()> {
+        let mut kept = self.kept.lock().await;
+        let removed = remove_from_kernel(&mut kept.state).await;
+        if removed.is_ok() {
+            kept.state.registration = None;
+            kept.state.addresses = None;
+            *self.reason() = None;
+        }
+        // Whatever was removed is to be forgotten.
+        kept.save()?;
+        removed
     }
 
     /// Ends what runs; everything in the kernel stays and goes on.
@@ -129,6 +208,21 @@ impl Manager {
         if let Some(node) = self.node.get() {
             node.stop().await;
         }
+    }
+
+    async fn start_again(&self, registration: Registration) -> Result<(), RegisterError> {
+        let outcome = async {
+            check_host().await?;
+            let (resolver, updates) = self.resolver(&registration.node_id, &registration.cluster_address)?;
+            self.start(registration, resolver, updates).await
+        };
+        let outcome = outcome.await;
+        *self.reason() = outcome.as_ref().err().map(ToString::to_string);
+        outcome
+    }
+
+    fn reason(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.not_started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn note(&self, registration: &Registration) -> anyhow::Result<()> {
@@ -180,6 +274,15 @@ impl Manager {
         let settings = MqttSettings::from_config(&self.settings.config, node_id, cluster_address)?;
         let (answers, updates) = Mqtt::connect(&settings);
         Ok((Arc::new(answers), updates))
+    }
+}
+
+/// Refuses a host that the overlay would cut off.
+async fn check_host() -> Result<(), RegisterError> {
+    let found = async { overlap::foreign_address(&Netlink::open()?).await };
+    match found.await.map_err(|error| RegisterError::Start(error.into()))? {
+        Some((interface, address)) => Err(RegisterError::HostAddress { interface, address }),
+        None => Ok(()),
     }
 }
 

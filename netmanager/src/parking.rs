@@ -1,11 +1,18 @@
 //! Packets that wait for their destination to be known.
 //!
-//! Bounded in every direction: one destination that nobody answers for takes nothing from the others, and a
-//! flood of unknown destinations takes a fixed amount of memory. The clock is handed in.
+//! Bounded in every direction: one destination that nobody answers for takes nothing from the others, one
+//! source that scans leaves room for the other sources, and a flood of unknown destinations takes a fixed amount
+//! of memory. The clock is handed in.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
+
+use dataplane_ebpf::header::ETHERNET_LENGTH;
+
+/// Bytes of the header that the tap puts before each frame.
+const VIRTIO_HEADER: usize = 10;
 
 /// Bytes that wait for one destination.
 pub const BYTES_PER_DESTINATION: usize = 4 << 20;
@@ -13,6 +20,13 @@ pub const BYTES_PER_DESTINATION: usize = 4 << 20;
 pub const BYTES: usize = 32 << 20;
 /// Destinations that are waited for at once.
 pub const DESTINATIONS: usize = 4_096;
+/// Bytes of one source that wait, wherever they go: no container takes the room of all others.
+pub const BYTES_PER_SOURCE: usize = BYTES / 4;
+/// Destinations that are waited for at once because one source was the first to send there.
+pub const DESTINATIONS_PER_SOURCE: usize = 256;
+/// Destinations that are refused at once: as many as there are service and instance addresses, so that no flood
+/// of them makes one be asked for again before its time.
+pub const REFUSED: usize = 65_536;
 /// How long an address that does not exist is not asked for again.
 pub const UNKNOWN_FOR: Duration = Duration::from_secs(5);
 /// How long an address is not asked for again after the question failed.
@@ -39,10 +53,22 @@ pub struct Dropped {
     pub unanswered: u64,
 }
 
+/// The source address of a packet; 0.0.0.0 where it is too short to have one.
+type Source = Ipv4Addr;
+
 /// The packets that wait for one destination.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     packets: Vec<Vec<u8>>,
+    bytes: usize,
+    /// The source of the first packet.
+    opener: Source,
+}
+
+/// What one source has waiting.
+#[derive(Debug, Default)]
+struct Share {
+    destinations: usize,
     bytes: usize,
 }
 
@@ -51,6 +77,7 @@ struct Queue {
 pub struct Parking {
     waiting: HashMap<Ipv4Addr, Queue>,
     bytes: usize,
+    shares: HashMap<Source, Share>,
     refused: HashMap<Ipv4Addr, Instant>,
     dropped: Dropped,
 }
@@ -65,36 +92,72 @@ impl Parking {
             }
             self.refused.remove(&destination);
         }
+        let source = source(packet);
         let is_first = !self.waiting.contains_key(&destination);
-        if self.bytes + packet.len() > BYTES || (is_first && self.waiting.len() >= DESTINATIONS) {
+        if !self.has_room(destination, source, packet.len()) {
             self.dropped.full += 1;
             return Parked::Full;
         }
-        let queue = self.waiting.entry(destination).or_default();
-        if queue.bytes + packet.len() > BYTES_PER_DESTINATION {
-            self.dropped.full += 1;
-            return Parked::Full;
-        }
+        let queue = self.waiting.entry(destination).or_insert_with(|| Queue {
+            packets: Vec::new(),
+            bytes: 0,
+            opener: source,
+        });
         queue.packets.push(packet.to_vec());
         queue.bytes += packet.len();
         self.bytes += packet.len();
+        let share = self.shares.entry(source).or_default();
+        share.bytes += packet.len();
+        share.destinations += usize::from(is_first);
         if is_first { Parked::First } else { Parked::Waiting }
+    }
+
+    fn has_room(&self, destination: Ipv4Addr, source: Source, length: usize) -> bool {
+        let empty = Share::default();
+        let share = self.shares.get(&source).unwrap_or(&empty);
+        let room_in_queue = match self.waiting.get(&destination) {
+            Some(queue) => queue.bytes + length <= BYTES_PER_DESTINATION,
+            None => {
+                length <= BYTES_PER_DESTINATION
+                    && self.waiting.len() < DESTINATIONS
+                    && share.destinations < DESTINATIONS_PER_SOURCE
+            }
+        };
+        room_in_queue && self.bytes + length <= BYTES && share.bytes + length <= BYTES_PER_SOURCE
     }
 
     /// Hands out what waits for a destination that is known now, in the order of arrival.
     pub fn release(&mut self, destination: Ipv4Addr) -> Vec<Vec<u8>> {
-        let queue = self.waiting.remove(&destination).unwrap_or_default();
+        let Some(queue) = self.waiting.remove(&destination) else {
+            return Vec::new();
+        };
         self.bytes -= queue.bytes;
+        self.give_back(queue.opener, 1, 0);
+        for packet in &queue.packets {
+            self.give_back(source(packet), 0, packet.len());
+        }
         queue.packets
+    }
+
+    fn give_back(&mut self, source: Source, destinations: usize, bytes: usize) {
+        if let Entry::Occupied(mut entry) = self.shares.entry(source) {
+            let share = entry.get_mut();
+            share.destinations -= destinations;
+            share.bytes -= bytes;
+            // One entry per source that has something waiting, else sources would be collected for ever.
+            if share.destinations == 0 && share.bytes == 0 {
+                entry.remove();
+            }
+        }
     }
 
     /// Drops what waits for a destination that nobody knows, and refuses it for a while.
     pub fn refuse(&mut self, destination: Ipv4Addr, now: Instant, period: Duration) {
         self.dropped.unanswered += self.release(destination).len() as u64;
-        if self.refused.len() >= DESTINATIONS {
+        if self.refused.len() >= REFUSED {
             self.refused.retain(|_, until| now < *until);
         }
-        if self.refused.len() < DESTINATIONS {
+        if self.refused.len() < REFUSED {
             self.refused.insert(destination, now + period);
         }
     }
@@ -113,6 +176,15 @@ impl Parking {
     pub fn is_waiting(&self, destination: Ipv4Addr) -> bool {
         self.waiting.contains_key(&destination)
     }
+}
+
+/// Who sent a packet, as the tap hands it up: its own header, Ethernet, IPv4.
+fn source(packet: &[u8]) -> Source {
+    const SOURCE: usize = VIRTIO_HEADER + ETHERNET_LENGTH + 12;
+    let octets: Option<[u8; 4]> = packet
+        .get(SOURCE..SOURCE + 4)
+        .and_then(|octets| octets.try_into().ok());
+    octets.map_or(Ipv4Addr::UNSPECIFIED, Ipv4Addr::from)
 }
 
 #[cfg(test)]
@@ -151,12 +223,66 @@ mod tests {
     fn many_unknown_destinations_take_a_fixed_amount_of_memory() {
         let (mut parking, now) = (Parking::default(), Instant::now());
         for index in 0..DESTINATIONS as u32 + 10 {
-            parking.park(Ipv4Addr::from(0x0a1e_0000 + index), b"syn", now);
+            let source = 0x0a12_0000 + index / DESTINATIONS_PER_SOURCE as u32;
+            parking.park(Ipv4Addr::from(0x0a1e_0000 + index), &frame(source, 60), now);
         }
         assert_eq!(
             (parking.waiting.len(), parking.dropped().full),
             (DESTINATIONS, 10)
         );
+    }
+
+    #[test]
+    fn one_source_leaves_room_for_the_others() {
+        let (mut parking, now) = (Parking::default(), Instant::now());
+        let (scanner, other) = (frame(0x0a12_0002, 60), frame(0x0a12_0003, 60));
+        let destinations: Vec<Ipv4Addr> = (0..DESTINATIONS_PER_SOURCE as u32 + 1)
+            .map(|index| Ipv4Addr::from(0x0a1e_0000 + index))
+            .collect();
+        let outcomes: Vec<_> = destinations
+            .iter()
+            .map(|destination| parking.park(*destination, &scanner, now))
+            .collect();
+        assert_eq!(outcomes[0], Parked::First);
+        assert_eq!(outcomes[DESTINATIONS_PER_SOURCE], Parked::Full);
+        let last = destinations[DESTINATIONS_PER_SOURCE];
+        assert_eq!(parking.park(last, &other, now), Parked::First);
+        assert_eq!(
+            parking.park(last, &scanner, now),
+            Parked::Waiting,
+            "it waits where another waits"
+        );
+        for destination in destinations {
+            parking.refuse(destination, now, UNKNOWN_FOR);
+        }
+        assert_eq!((parking.bytes, parking.shares.len()), (0, 0), "all is given back");
+    }
+
+    #[test]
+    fn one_source_does_not_take_all_bytes() {
+        let (mut parking, now) = (Parking::default(), Instant::now());
+        let large = frame(0x0a12_0002, BYTES_PER_DESTINATION);
+        let outcomes = [1, 2, 3].map(|last| parking.park(Ipv4Addr::new(10, 30, 1, last), &large, now));
+        assert_eq!(outcomes, [Parked::First, Parked::First, Parked::Full]);
+        let other = frame(0x0a12_0003, BYTES_PER_DESTINATION);
+        assert_eq!(parking.park(A, &other, now), Parked::First);
+    }
+
+    #[test]
+    fn every_address_can_be_refused() {
+        let (mut parking, now) = (Parking::default(), Instant::now());
+        for index in 0..REFUSED as u32 {
+            parking.refuse(Ipv4Addr::from(0x0a1e_0000 + index), now, UNKNOWN_FOR);
+        }
+        let last = Ipv4Addr::new(10, 30, 255, 255);
+        assert_eq!(parking.park(last, b"syn", now), Parked::Refused);
+    }
+
+    /// A frame of the tap from an address.
+    fn frame(source: u32, length: usize) -> Vec<u8> {
+        let mut frame = vec![0; length];
+        frame[26 + 10..26 + 14].copy_from_slice(&source.to_be_bytes());
+        frame
     }
 
     #[test]

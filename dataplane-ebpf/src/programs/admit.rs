@@ -17,7 +17,8 @@ use super::{Outcome, balance, deliver, encap, flow, maps, outbound, packet, pars
 /// nor addressed to the overlay passes unchanged.
 #[inline(always)]
 pub fn walk(ctx: &mut TcContext) -> Outcome {
-    if !parse::is_ipv4(ctx) {
+    // A frame of another VLAN belongs to the interface of that VLAN, which has this program too.
+    if packet::vlan(ctx).is_some_and(|identifier| identifier != 0) || !parse::is_ipv4(ctx) {
         return Ok(Action::Pass);
     }
     let Ok(outer) = parse::ipv4(ctx) else {
@@ -30,7 +31,7 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
         return Ok(Action::Pass);
     }
     let inner_length = inner_length(ctx, &outer)?;
-    let Some(group) = maps::peer_group(outer.source) else {
+    let Some(peer) = maps::peer(outer.source) else {
         // NetManager owns the socket of the tunnel port: it may learn of a new peer this way.
         return if maps::may_hand_up_stranger() {
             Ok(Action::Stranger)
@@ -38,6 +39,10 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
             Err(DropReason::UnknownPeer)
         };
     };
+    // Where a container of somebody else's bridge could send, no peer is.
+    if peer.interface != packet::interface(ctx) {
+        return Err(DropReason::WrongInterface);
+    }
     let inner = inner(ctx, inner_length)?;
     let transport = parse::transport(
         ctx,
@@ -52,7 +57,7 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
     }
     let key = parse::flow_key(&inner, &transport);
     deliver::refuse_tunnel_port(&receiver, &key)?;
-    let shown = admit(&key, &transport, group)?;
+    let shown = admit(&key, &transport, peer.group)?;
     enter(ctx, &key, &shown, &receiver)
 }
 

@@ -4,7 +4,7 @@
 //! client is shown as the source of the answers. The reverse entry is written first, so that no packet leaves
 //! whose answer could not be translated back.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, state};
 use dataplane_ebpf::verdict::DropReason;
 
@@ -143,11 +143,10 @@ pub fn open(
         match FLOWS.insert(reverse, entry, BPF_NOEXIST.into()) {
             Ok(()) => break reverse,
             Err(ALREADY_EXISTS) if is_own(&reverse, &entry) => break reverse,
-            Err(ALREADY_EXISTS) if has_ended(&reverse) => {
-                match FLOWS.insert(reverse, entry, BPF_ANY.into()) {
-                    Ok(()) => break reverse,
-                    Err(_) => return Err(DropReason::FlowTableFull),
-                }
+            // Removed, not overwritten: of two CPUs that find it, one enters its flow and the other tries again.
+            Err(ALREADY_EXISTS) if attempt < CANDIDATES && has_ended(&reverse) => {
+                remove(&reverse);
+                attempt += 1;
             }
             Err(ALREADY_EXISTS) if may_change_port && attempt < CANDIDATES => {
                 port = candidate(forward, attempt);

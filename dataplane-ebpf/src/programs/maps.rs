@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, RateWindow, Service, TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, RateWindow, Service, TunnelKey,
     UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
@@ -19,7 +19,7 @@ pub static INSTANCE_INDEX: HashMap<[u8; 4], u32> =
 #[map]
 pub static NODES: Array<Node> = Array::with_max_entries(capacity::NODES, 0);
 #[map]
-pub static PEERS: HashMap<[u8; 4], u32> = HashMap::with_max_entries(capacity::NODES, BPF_F_NO_PREALLOC);
+pub static PEERS: HashMap<[u8; 4], Peer> = HashMap::with_max_entries(capacity::NODES, BPF_F_NO_PREALLOC);
 #[map]
 pub static TUNNELS: HashMap<TunnelKey, u32> = HashMap::with_max_entries(capacity::NODES, BPF_F_NO_PREALLOC);
 #[map]
@@ -96,9 +96,9 @@ pub fn is_local(address: [u8; 4]) -> bool {
     unsafe { LOCAL_ADDRESSES.get(address) }.is_some()
 }
 
-/// The group of nodes that send from this outer address.
+/// Who sends from this outer address.
 #[inline(always)]
-pub fn peer_group(address: [u8; 4]) -> Option<u32> {
+pub fn peer(address: [u8; 4]) -> Option<Peer> {
     // SAFETY: the value is copied at once.
     unsafe { PEERS.get(address) }.copied()
 }

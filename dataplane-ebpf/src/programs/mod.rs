@@ -73,7 +73,8 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
         },
         Ok(action @ (Action::Deliver | Action::Tunnel | Action::Reset)) => (action.row(), TC_ACT_REDIRECT),
         Err(
-            reason @ (DropReason::Spoofed
+            reason @ (DropReason::VlanTagged
+            | DropReason::Spoofed
             | DropReason::TunnelFromEndpoint
             | DropReason::Short
             | DropReason::Malformed
@@ -96,6 +97,7 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | DropReason::Unencapsulated
             | DropReason::OuterMalformed
             | DropReason::OuterFragment
+            | DropReason::WrongInterface
             | DropReason::UnknownPeer
             | DropReason::InnerShort
             | DropReason::InnerVersion

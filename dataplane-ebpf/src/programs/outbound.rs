@@ -12,7 +12,10 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 use super::deliver::redirected;
 use super::flow::Decision;
 use super::parse::Transport;
-use super::{Outcome, balance, deliver, encap, flow, maps, parse, reset, translate};
+use super::{Outcome, balance, deliver, encap, flow, maps, packet, parse, reset, translate};
+
+/// The congestion bits of the type of service (RFC 3168).
+const ECN: u8 = 0x03;
 
 /// Where a packet goes that is not dropped on the spot.
 enum Destination {
@@ -20,13 +23,17 @@ enum Destination {
     Instance(Decision, Instance),
     /// Nobody here knows the address.
     Unknown,
-    /// A service, but the packet may not begin a flow to it.
+    /// The packet belongs to no flow, and may not begin one to this address.
     Refused,
 }
 
 /// From the endpoint's frame to a delivered or tunnelled one. What is not ours passes unchanged.
 #[inline(always)]
 pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
+    // A tag would carry the frame past the checks below, into the stack or onto a VLAN of the wire.
+    if matches!(hook, Hook::FromEndpoint) && packet::vlan(ctx).is_some() {
+        return Err(DropReason::VlanTagged);
+    }
     if !parse::is_ipv4(ctx) {
         return Ok(Action::Pass);
     }
@@ -74,20 +81,19 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
 fn source(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Endpoint>, DropReason> {
     let endpoint = maps::endpoint(ip.source);
     match hook {
-        Hook::FromEndpoint => {
-            // SAFETY: the kernel hands a valid context to the program.
-            let interface = unsafe { (*ctx.skb.skb).ifindex };
-            match endpoint {
-                Some(endpoint) if endpoint.interface == interface => Ok(Some(endpoint)),
-                _ => Err(DropReason::Spoofed),
-            }
-        }
-        // On its way to NetManager, unless the node itself sent it. What others would route into the overlay
-        // has no place in it.
+        Hook::FromEndpoint => match endpoint {
+            Some(endpoint) if endpoint.interface == packet::interface(ctx) => Ok(Some(endpoint)),
+            _ => Err(DropReason::Spoofed),
+        },
+        // What the node itself sent, and what came straight from an endpoint, on its way to NetManager. What others
+        // would route into the overlay has no place in it, whatever its source says.
         Hook::FromHost => match endpoint {
-            Some(endpoint) => Ok(Some(endpoint).filter(|endpoint| endpoint.delivery == delivery::HOST)),
-            None if in_overlay(ip.destination) => Err(DropReason::Spoofed),
-            None => Ok(None),
+            Some(endpoint) if endpoint.delivery == delivery::HOST && packet::ingress_interface(ctx) == 0 => {
+                Ok(Some(endpoint))
+            }
+            Some(endpoint) if endpoint.interface == packet::ingress_interface(ctx) => Ok(None),
+            _ if in_overlay(ip.destination) => Err(DropReason::Spoofed),
+            _ => Ok(None),
         },
         // A delivery to the node comes with the source that the node is to see.
         Hook::FromOak0 | Hook::FromUplink => match endpoint {
@@ -124,6 +130,7 @@ fn to_oneself(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Outcome {
 /// The flow's decision, entered now if the packet may begin a flow.
 #[inline(always)]
 fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, DropReason> {
+    let mut has_ended = false;
     if let Some(decision) = flow::known(key) {
         let restarts = transport.begins && transport.tcp_flags != 0 && decision.state & state::CLOSING != 0;
         match maps::instance(decision.instance) {
@@ -137,8 +144,13 @@ fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, Drop
             found => {
                 let address = found.map_or([0; 4], |instance| instance.address);
                 flow::forget(key, &flow::reverse_key(key, address, decision.port));
+                has_ended = true;
             }
         }
+    }
+    if has_ended && !transport.begins {
+        // What goes on with a flow that has ended is told so, rather than left waiting.
+        return Ok(Destination::Refused);
     }
     let (index, to_service) = match balance::service(key.destination) {
         // Takes no turn: a stray segment between two connections would otherwise send both to one instance.
@@ -200,7 +212,9 @@ fn forward(
     let inner_length = parse::total_length(ip);
     encap::fits(ctx, node, inner_length, transport)?;
     translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
-    encap::send(ctx, node, &sent, ip.type_of_service, inner_length)
+    // Without the inner packet's congestion bits: nobody would carry a mark that the outer packet got back inside
+    // (RFC 6040, compatibility mode).
+    encap::send(ctx, node, &sent, ip.type_of_service & !ECN, inner_length)
 }
 
 /// Applies a reverse entry, so that an answer comes from where the receiver sent to, and notes in the flow what

@@ -46,6 +46,27 @@ pub fn length(ctx: &TcContext) -> usize {
     ctx.len() as usize
 }
 
+/// Index of the interface at which the program runs.
+#[inline(always)]
+pub fn interface(ctx: &TcContext) -> u32 {
+    // SAFETY: the kernel hands a valid context to the program.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// Index of the interface at which the frame came into this network namespace; zero for the node's own.
+#[inline(always)]
+pub fn ingress_interface(ctx: &TcContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).ingress_ifindex }
+}
+
+/// The frame's VLAN, where it has a tag: the kernel takes tags out of a frame before programs see it.
+#[inline(always)]
+pub fn vlan(ctx: &TcContext) -> Option<u32> {
+    // SAFETY: as above.
+    unsafe { ((*ctx.skb.skb).vlan_present != 0).then(|| (*ctx.skb.skb).vlan_tci & 0x0fff) }
+}
+
 /// Payload of each segment of a superframe, in bytes; zero for an ordinary frame.
 #[inline(always)]
 pub fn segment_size(ctx: &TcContext) -> usize {

@@ -73,6 +73,8 @@ impl From<RegisterError> for ApiError {
         let (code, path) = match &error {
             RegisterError::NotRegistered => (StatusCode::BAD_REQUEST, ""),
             RegisterError::NodeId(_) | RegisterError::Other { .. } => (StatusCode::BAD_REQUEST, "client_id"),
+            RegisterError::NotStarted { .. } => (StatusCode::SERVICE_UNAVAILABLE, ""),
+            RegisterError::HostAddress { .. } => (StatusCode::CONFLICT, ""),
             RegisterError::Lease(_) => (StatusCode::SERVICE_UNAVAILABLE, "cluster_address"),
             RegisterError::StaticAnswers(_) | RegisterError::Start(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "")

@@ -36,7 +36,7 @@ pub async fn deploy(
     State(manager): State<Arc<Manager>>,
     body: Body<DeployRequest>,
 ) -> Result<Json<DeployResponse>, ApiError> {
-    let node = manager.node()?;
+    let node = manager.node().await?;
     let Json(request) = body?;
     if !request.port_mappings.trim().is_empty() {
         let message = "publishing ports is not supported; leave portMappings empty";
@@ -68,7 +68,7 @@ pub async fn undeploy(
     State(manager): State<Arc<Manager>>,
     body: Body<UndeployRequest>,
 ) -> Result<(), ApiError> {
-    let node = manager.node()?;
+    let node = manager.node().await?;
     let Json(request) = body?;
     tokio::spawn(async move {
         node.detach(request.service_name.as_str(), request.instance_number)
@@ -80,17 +80,17 @@ pub async fn undeploy(
 }
 
 pub async fn status(State(manager): State<Arc<Manager>>) -> Result<Json<Status>, ApiError> {
-    Ok(Json(manager.node()?.status().await))
+    Ok(Json(manager.node().await?.status().await))
 }
 
 pub async fn endpoints(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<EndpointView>>, ApiError> {
-    Ok(Json(manager.node()?.endpoints().await))
+    Ok(Json(manager.node().await?.endpoints().await))
 }
 
 pub async fn services(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<ServiceView>>, ApiError> {
-    Ok(Json(manager.node()?.services()))
+    Ok(Json(manager.node().await?.services()))
 }
 
 pub async fn drops(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<CounterRow>>, ApiError> {
-    Ok(Json(manager.node()?.counters().await?))
+    Ok(Json(manager.node().await?.counters().await?))
 }

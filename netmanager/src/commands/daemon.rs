@@ -2,13 +2,14 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use netmanager::api;
 use netmanager::config::{Config, Paths};
 use netmanager::dataplane::{DataplaneError, OBJECT};
 use netmanager::endpoint::{Fault, Step};
-use netmanager::manager::{Manager, Settings};
+use netmanager::manager::{Manager, RegisterError, Settings};
 use netmanager::node::Faults;
 use netmanager::state::Store;
 use tokio::net::TcpListener;
@@ -17,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use super::RunOptions;
+
+/// How long after a node could not be started it is tried again.
+const RESUME_AGAIN: Duration = Duration::from_secs(10);
 
 pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
     let config = Config::read(paths)?;
@@ -61,12 +65,19 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
     };
     tracing::info!(?settings, socket = %paths.socket.display(), tcp = options.port, "starting");
     let manager = Arc::new(Manager::new(settings, store)?);
-    // Before requests are taken: whoever asks finds the node that was registered.
-    if !manager.resume().await? {
-        tracing::info!("not registered yet");
-    }
-
     let stop = CancellationToken::new();
+    // Before requests are taken: whoever asks finds the node that was registered, or is told why it does not run.
+    let resuming = match manager.resume().await {
+        Ok(true) => None,
+        Ok(false) => {
+            tracing::info!("not registered yet");
+            None
+        }
+        Err(error) => {
+            not_started(&error);
+            Some(tokio::spawn(keep_resuming(manager.clone(), stop.clone())))
+        }
+    };
     let server = tokio::spawn(api::serve(api::router(manager.clone()), unix, tcp, stop.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -77,8 +88,30 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
     tracing::info!("ending; the data plane stays in place");
     stop.cancel();
     server.await??;
+    if let Some(resuming) = resuming {
+        resuming.await?;
+    }
     manager.stop().await;
     Ok(())
+}
+
+/// Tries to start the registered node until it runs: what was in the way may have gone, and nobody may be there to
+/// ask for it.
+async fn keep_resuming(manager: Arc<Manager>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RESUME_AGAIN) => {}
+        }
+        match manager.resume().await {
+            Ok(_) => return,
+            Err(error) => not_started(&error),
+        }
+    }
+}
+
+fn not_started(error: &RegisterError) {
+    tracing::error!("the registered node does not run; what is in the kernel goes on: {error}");
 }
 
 /// Maps and links are pinned there; where nobody has mounted it, this does.

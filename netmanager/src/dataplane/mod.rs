@@ -135,13 +135,18 @@ impl Dataplane {
 
     /// Attaches a program to an interface, or puts it in place of the one that a previous process attached.
     pub fn attach(&mut self, program: Program, interface: &str, index: u32) -> Result<(), DataplaneError> {
+        if self.attached.contains(&(program, index)) {
+            return Ok(());
+        }
         let path = self.pins.link(program, index);
         attach::attach(
             classifier(&mut self.programs, program)?,
             program,
             interface,
             &path,
-        )
+        )?;
+        self.attached.insert((program, index));
+        Ok(())
     }
 
     /// Detaches a program from an interface, if it is attached.

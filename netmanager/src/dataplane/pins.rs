@@ -6,7 +6,8 @@ use std::{fs, io};
 
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, RateWindow, Service, TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, RateWindow, Service,
+    TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program};
@@ -150,12 +151,13 @@ fn sizes(name: &str) -> (usize, usize) {
         "NODES" => (INDEX, size_of::<Node>()),
         "TUNNELS" => (size_of::<TunnelKey>(), INDEX),
         "ENDPOINTS" => (ADDRESS, size_of::<Endpoint>()),
+        "PEERS" => (ADDRESS, size_of::<Peer>()),
         "SERVICES" => (ADDRESS, size_of::<Service>()),
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),
         "UNKNOWN_PEERS" => (INDEX, size_of::<RateWindow>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),
-        // INSTANCE_INDEX, PEERS, LOCAL_ADDRESSES: an address to an index or a mark.
+        // INSTANCE_INDEX, LOCAL_ADDRESSES: an address to an index or a mark.
         _ => (ADDRESS, INDEX),
     }
 }

@@ -3,7 +3,7 @@
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Service, TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Service, TunnelKey,
 };
 
 use super::DataplaneError;
@@ -17,7 +17,7 @@ pub struct Tables {
     pub instances: Array<MapData, Instance>,
     pub instance_index: HashMap<MapData, Address, u32>,
     pub nodes: Array<MapData, Node>,
-    pub peers: HashMap<MapData, Address, u32>,
+    pub peers: HashMap<MapData, Address, Peer>,
     pub tunnels: HashMap<MapData, TunnelKey, u32>,
     pub endpoints: HashMap<MapData, Address, Endpoint>,
     pub services: HashMap<MapData, Address, Service>,

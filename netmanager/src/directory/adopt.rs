@@ -19,13 +19,16 @@ impl Directory {
     pub fn adopt(tables: Tables, node_id: &str) -> Result<Self, DataplaneError> {
         let mut directory = Self {
             instances: HashMap::new(),
+            addresses: HashMap::new(),
             instance_indexes: Indexes::new(0, 0, 0),
             nodes: HashMap::new(),
+            node_keys: HashMap::new(),
             node_indexes: Indexes::new(0, 0, 0),
             group_indexes: Indexes::new(0, 0, 0),
             services: HashMap::new(),
             service_ids: Indexes::new(0, 0, 0),
             names: HashMap::new(),
+            owners: HashMap::new(),
             members: HashMap::new(),
             node_id: node_id.to_owned(),
             tables,
@@ -44,6 +47,7 @@ impl Directory {
                 address: Ipv4Addr::from(key.address),
                 port: u16::from_be_bytes(key.port),
             };
+            self.node_keys.insert(index, key);
             self.nodes.insert(
                 key,
                 KnownNode {
@@ -75,6 +79,7 @@ impl Directory {
                 node: instance.place.node(),
             };
             self.instances.insert(Ipv4Addr::from(address), known);
+            self.addresses.insert(index, Ipv4Addr::from(address));
         }
         let used = self.instances.values().map(|known| known.index).collect();
         // Zero is left vacant, so that an index that was never written leads nowhere.

@@ -112,6 +112,24 @@ impl Directory {
             .map(Some)
     }
 
+    /// Takes an instance on another node out, unless it is this placement: its flows end, for where it is now cannot
+    /// be entered, and where it was it is no more.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn end_other_placement(&mut self, address: Ipv4Addr, incarnation: u64) -> Result<(), DataplaneError> {
+        let ended = self.instances.get(&address).is_some_and(|known| {
+            known.node != THIS_NODE && known.incarnation != kernel_incarnation(address, incarnation)
+        });
+        if ended { self.vacate(address) } else { Ok(()) }
+    }
+
+    /// Whether the instance with this address is an endpoint of this node.
+    pub fn is_local(&self, address: Ipv4Addr) -> bool {
+        let known = self.instances.get(&address);
+        known.is_some_and(|known| known.node == THIS_NODE)
+    }
+
     /// Index of the instance with this address.
     pub fn index_of(&self, address: Ipv4Addr) -> Option<u32> {
         self.instances.get(&address).map(|known| known.index)
@@ -160,6 +178,7 @@ impl Directory {
             node: place.node(),
         };
         self.instances.insert(address, entry);
+        self.addresses.insert(index, address);
         Ok(index)
     }
 
@@ -173,6 +192,7 @@ impl Directory {
             self.tables.instance_index.remove(&address.octets()),
         )?;
         self.write_instance(known.index, Instance::default())?;
+        self.addresses.remove(&known.index);
         self.instance_indexes.free(known.index);
         Ok(())
     }

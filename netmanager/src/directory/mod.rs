@@ -57,14 +57,20 @@ pub struct Directory {
     tables: Tables,
     node_id: String,
     instances: HashMap<Ipv4Addr, KnownInstance>,
+    /// Address of each instance by its index.
+    addresses: HashMap<u32, Ipv4Addr>,
     instance_indexes: Indexes,
     nodes: HashMap<NodeKey, KnownNode>,
+    /// Each node by its index.
+    node_keys: HashMap<u32, NodeKey>,
     node_indexes: Indexes,
     group_indexes: Indexes,
     services: HashMap<Ipv4Addr, KnownService>,
     service_ids: Indexes,
     /// Service addresses by the name of their service; learnt anew by a new process.
     names: HashMap<String, Vec<Ipv4Addr>>,
+    /// Name of the service that each service address belongs to.
+    owners: HashMap<Ipv4Addr, String>,
     /// Instances of each named service, by the address they show.
     members: HashMap<String, Vec<Ipv4Addr>>,
 }

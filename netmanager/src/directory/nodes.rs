@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use dataplane_ebpf::tables::{Node, TunnelKey, capacity};
+use dataplane_ebpf::tables::{Node, Peer, TunnelKey, capacity};
 
 use super::{Directory, KnownNode, removed, written};
 use crate::dataplane::DataplaneError;
@@ -80,6 +80,7 @@ impl Directory {
         };
         let KnownNode { index, group } = known;
         self.nodes.insert(key, known);
+        self.node_keys.insert(index, key);
         self.tables
             .nodes
             .set(index, value, 0)
@@ -91,7 +92,11 @@ impl Directory {
         let tunnel = tunnel_key(key);
         let result = self.tables.tunnels.insert(tunnel, index, 0);
         result.map_err(|source| written("TUNNELS", capacity::NODES, source))?;
-        let result = self.tables.peers.insert(key.address.octets(), group, 0);
+        let peer = Peer {
+            group,
+            interface: path.interface,
+        };
+        let result = self.tables.peers.insert(key.address.octets(), peer, 0);
         result.map_err(|source| written("PEERS", capacity::NODES, source))
     }
 
@@ -157,6 +162,11 @@ impl Directory {
         self.nodes.keys().copied().collect()
     }
 
+    /// Whether instances of this node can be entered.
+    pub fn knows_node(&self, key: NodeKey) -> bool {
+        self.nodes.contains_key(&key)
+    }
+
     /// Whether tunnel datagrams from this address are taken.
     pub fn is_peer(&self, address: Ipv4Addr) -> bool {
         self.nodes.keys().any(|key| key.address == address)
@@ -179,6 +189,7 @@ impl Directory {
                 operation: "writing",
                 source,
             })?;
+        self.node_keys.remove(&known.index);
         self.node_indexes.free(known.index);
         Ok(())
     }

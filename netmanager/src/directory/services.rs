@@ -50,9 +50,10 @@ impl Directory {
             .unwrap_or_default();
         for address in addresses {
             self.set_backends(*address, backends)?;
+            self.owners.insert(*address, name.to_owned());
         }
         for address in previous.iter().filter(|address| !addresses.contains(address)) {
-            self.remove_address(*address)?;
+            self.remove_address_of(name, *address)?;
         }
         self.members.insert(name.to_owned(), instances.to_vec());
         before.retain(|address| !instances.contains(address));
@@ -67,10 +68,35 @@ impl Directory {
         let addresses = self.names.remove(name).unwrap_or_default();
         let before = self.members_of(name, &addresses);
         for address in addresses {
-            self.remove_address(address)?;
+            self.remove_address_of(name, address)?;
         }
         self.members.remove(name);
         self.vacate_gone(&before)
+    }
+
+    /// Takes a service address out of which nobody knows the name, and the instances on other nodes that only it
+    /// led to.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn remove_unnamed_service(&mut self, address: Ipv4Addr) -> Result<(), DataplaneError> {
+        if self.owners.contains_key(&address) {
+            return Ok(());
+        }
+        let before = self.members_of("", &[address]);
+        self.remove_address(address)?;
+        self.vacate_gone(&before)
+    }
+
+    /// How many service addresses there are.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// The service addresses of which nobody knows the name.
+    pub fn unnamed_services(&self) -> Vec<Ipv4Addr> {
+        let unnamed = |address: &&Ipv4Addr| !self.owners.contains_key(*address);
+        self.services.keys().filter(unnamed).copied().collect()
     }
 
     /// All service addresses, in the order of addresses.
@@ -86,21 +112,18 @@ impl Directory {
 
     /// Name of the service with this address.
     pub fn service_name(&self, address: Ipv4Addr) -> Option<&str> {
-        let found = self
-            .names
-            .iter()
-            .find(|(_, addresses)| addresses.contains(&address));
-        found.map(|(name, _)| name.as_str())
+        self.owners.get(&address).map(String::as_str)
     }
 
     fn view(&self, address: Ipv4Addr, service: &KnownService) -> ServiceView {
         let instances = service.backends.iter().filter_map(|index| {
-            let (address, known) = self.instances.iter().find(|(_, known)| known.index == *index)?;
-            let node = self.nodes.iter().find(|(_, node)| node.index == known.node);
+            let address = self.addresses.get(index)?;
+            let known = self.instances.get(address)?;
+            let node = self.node_keys.get(&known.node);
             Some(InstanceView {
                 address: *address,
                 namespace_address: known.namespace_address,
-                node: node.map(|(key, _)| format!("{}:{}", key.address, key.port)),
+                node: node.map(|key| format!("{}:{}", key.address, key.port)),
             })
         });
         ServiceView {
@@ -171,6 +194,15 @@ impl Directory {
         Ok(())
     }
 
+    /// Takes an address of the named service out, unless it has become another's.
+    fn remove_address_of(&mut self, name: &str, address: Ipv4Addr) -> Result<(), DataplaneError> {
+        match self.owners.get(&address) {
+            Some(owner) if owner != name => return Ok(()),
+            Some(_) | None => self.owners.remove(&address),
+        };
+        self.remove_address(address)
+    }
+
     fn remove_address(&mut self, address: Ipv4Addr) -> Result<(), DataplaneError> {
         let Some(known) = self.services.remove(&address) else {
             return Ok(());
@@ -205,17 +237,11 @@ impl Directory {
     /// The instances that the service was known to have: by name, and behind its addresses, which a new process
     /// finds in the maps before it learns names.
     fn members_of(&self, name: &str, addresses: &[Ipv4Addr]) -> HashSet<Ipv4Addr> {
-        let slots: HashSet<u32> = addresses
+        let behind = addresses
             .iter()
             .filter_map(|address| self.services.get(address))
             .flat_map(|service| &service.backends)
-            .copied()
-            .collect();
-        let behind = self
-            .instances
-            .iter()
-            .filter(|(_, known)| slots.contains(&known.index))
-            .map(|(address, _)| *address);
+            .filter_map(|index| self.addresses.get(index).copied());
         behind
             .chain(self.members.get(name).into_iter().flatten().copied())
             .collect()
@@ -224,15 +250,25 @@ impl Directory {
     /// Takes instances out that left their service, unless another service has them or they are endpoints of this
     /// node, whose end is decided here.
     fn vacate_gone(&mut self, gone: &HashSet<Ipv4Addr>) -> Result<(), DataplaneError> {
-        for address in gone {
-            let elsewhere = self.members.values().any(|members| members.contains(address));
-            let local = self
-                .instances
-                .get(address)
-                .is_some_and(|known| known.node == THIS_NODE);
-            if !elsewhere && !local {
-                self.vacate(*address)?;
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let mut unused = gone.clone();
+        for address in self.members.values().flatten() {
+            unused.remove(address);
+        }
+        // Services of which the name is not known have no members yet, but backends.
+        for index in self.services.values().flat_map(|service| &service.backends) {
+            if let Some(address) = self.addresses.get(index) {
+                unused.remove(address);
             }
+        }
+        unused.retain(|address| {
+            let known = self.instances.get(address);
+            known.is_some_and(|known| known.node != THIS_NODE)
+        });
+        for address in unused {
+            self.vacate(address)?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 pub use namespace::Namespace;
 pub use step::{Fault, Injected, Step, UnknownStep};
 pub use undo::Undo;
-pub use veth::{AttachOptions, Attached, Found, attach, detach, list};
+pub use veth::{AttachOptions, Attached, Found, attach, attach_guarded, check_process, detach, list};
 
 use crate::host;
 
@@ -48,6 +48,9 @@ pub enum Error {
         link: String,
         alias: String,
     },
+    /// What has to be in place before the link goes up is not.
+    #[error("guarding the link")]
+    Guard(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The link that was just made is not to be seen, because somebody else has moved or renamed it.
     #[error("{0} is gone")]
     Vanished(String),
@@ -63,6 +66,7 @@ impl Error {
             Self::Namespace { source, .. } => source.raw_os_error(),
             Self::Injected(_)
             | Self::HostNamespace(_)
+            | Self::Guard(_)
             | Self::Alias { .. }
             | Self::InUse { .. }
             | Self::Vanished(_) => None,

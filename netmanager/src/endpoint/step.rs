@@ -12,6 +12,7 @@ pub enum Step {
     CreateLink,
     SetAlias,
     DisableIpv6,
+    AttachProgram,
     SetHostLinkUp,
     SetLoopbackUp,
     AddAddress,
@@ -20,7 +21,6 @@ pub enum Step {
     AddGatewayRoute,
     AddDefaultRoute,
     AddHostRoute,
-    AttachProgram,
     FillTables,
     SaveState,
 }
@@ -33,6 +33,7 @@ impl Step {
         Self::CreateLink,
         Self::SetAlias,
         Self::DisableIpv6,
+        Self::AttachProgram,
         Self::SetHostLinkUp,
         Self::SetLoopbackUp,
         Self::AddAddress,
@@ -41,17 +42,17 @@ impl Step {
         Self::AddGatewayRoute,
         Self::AddDefaultRoute,
         Self::AddHostRoute,
-        Self::AttachProgram,
         Self::FillTables,
         Self::SaveState,
     ];
 
     /// The steps of [`attach`](super::attach) in order.
-    pub const PLUMBING: [Self; 12] = [
+    pub const PLUMBING: [Self; 13] = [
         Self::OpenNamespace,
         Self::CreateLink,
         Self::SetAlias,
         Self::DisableIpv6,
+        Self::AttachProgram,
         Self::SetHostLinkUp,
         Self::SetLoopbackUp,
         Self::AddAddress,
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_plumbing_is_a_stretch_of_all_steps() {
-        assert_eq!(Step::ALL[1..13], Step::PLUMBING);
+        assert_eq!(Step::ALL[1..14], Step::PLUMBING);
     }
 
     #[test]

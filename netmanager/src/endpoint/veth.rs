@@ -63,8 +63,25 @@ pub struct Found {
 /// [`Error::InUse`] when the address belongs to another endpoint, [`Error::HostNamespace`] when the process
 /// has no network of its own, a namespace that is gone, or whatever the kernel refuses.
 pub async fn attach(netlink: &Netlink, options: &AttachOptions, undo: &mut Undo) -> Result<Attached> {
+    attach_guarded(netlink, options, undo, |_interface, _name| Ok(())).await
+}
+
+/// As [`attach`], and lets `guard` do something with the host's end, given by index and name, before anything can be
+/// sent through it.
+///
+/// # Errors
+/// As [`attach`], and those of `guard`.
+pub async fn attach_guarded(
+    netlink: &Netlink,
+    options: &AttachOptions,
+    undo: &mut Undo,
+    guard: impl FnOnce(u32, &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send,
+) -> Result<Attached> {
     let attachment = Attachment::prepare(netlink, options).await?;
     let (host, container) = attachment.pair(undo).await?;
+    attachment.name_host(&host).await?;
+    attachment.check(Step::AttachProgram)?;
+    guard(host.index, &host.name).map_err(Error::Guard)?;
     attachment.set_up_host(&host).await?;
     attachment.set_up_loopback(undo).await?;
     attachment.set_up_container(&container).await?;
@@ -77,6 +94,22 @@ pub async fn attach(netlink: &Netlink, options: &AttachOptions, undo: &mut Undo)
         mac: attachment.mac(End::Container),
         host_mac: attachment.mac(End::Host),
     })
+}
+
+/// Whether a process can be attached: it is there, and has a network of its own.
+///
+/// # Errors
+/// As [`attach`].
+pub fn check_process(pid: u32) -> Result<()> {
+    own_namespace(pid).map(drop)
+}
+
+fn own_namespace(pid: u32) -> Result<Namespace> {
+    let namespace = Namespace::of_process(pid)?;
+    if namespace.is(&Namespace::current()?)? {
+        return Err(Error::HostNamespace(pid));
+    }
+    Ok(namespace)
 }
 
 /// Takes an endpoint off; success when it is not there.
@@ -190,10 +223,7 @@ impl<'a> Attachment<'a> {
             endpoint: endpoint.clone(),
         })?;
         fault.check(Step::OpenNamespace)?;
-        let namespace = Namespace::of_process(*pid)?;
-        if namespace.is(&Namespace::current()?)? {
-            return Err(Error::HostNamespace(*pid));
-        }
+        let namespace = own_namespace(*pid)?;
         let inside = namespace.netlink().await?;
         Ok(Self {
             options,
@@ -282,7 +312,7 @@ impl<'a> Attachment<'a> {
             .ok_or_else(|| Error::Vanished("a free name".to_owned()))
     }
 
-    async fn set_up_host(&self, host: &Link) -> Result<()> {
+    async fn name_host(&self, host: &Link) -> Result<()> {
         self.check(Step::SetAlias)?;
         let alias = LinkUnspec::new_with_index(host.index).alias(&self.alias).build();
         self.netlink
@@ -291,6 +321,10 @@ impl<'a> Attachment<'a> {
         self.check(Step::DisableIpv6)?;
         // Before it is up, else it has a link-local address and says so. No IPv6 at all is as good.
         sysctl::write_if_different(&format!("net/ipv6/conf/{}/disable_ipv6", host.name), "1")?;
+        Ok(())
+    }
+
+    async fn set_up_host(&self, host: &Link) -> Result<()> {
         self.check(Step::SetHostLinkUp)?;
         let up = LinkUnspec::new_with_index(host.index)
             .mtu(self.options.mtu)

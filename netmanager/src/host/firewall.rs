@@ -1,50 +1,89 @@
-//! The nftables table of this node: masquerade for what containers send to the world, and the guard that
-//! keeps everybody but NetManager from sending to a tunnel port.
+//! The nftables table of this node: masquerade for what containers send to the world, the guard that keeps
+//! everybody but NetManager from sending to a tunnel port, and the walls that keep out of the overlay what the
+//! data plane has not admitted.
 //!
 //! ```text
 //! table inet oakestra_<node id>
-//!   counter tunnel_from_host
-//!   set tunnel_ports     ipv4_addr . inet_service: where a tunnel listens
-//!   chain tunnel_guard   postrouting, raw:    to @tunnel_ports without the mark -> counted, dropped
-//!   chain to_world       postrouting, srcnat: from the node's subnets to outside the overlay -> masqueraded
+//!   counter tunnel_from_host, unencapsulated
+//!   set tunnel_ports        ipv4_addr . inet_service: where tunnels listen
+//!   chain tunnel_guard      postrouting, raw:   without the mark, to the own tunnel's port anywhere
+//!                                               or to @tunnel_ports                -> counted, dropped
+//!   chain overlay_forwarded forward, mangle:    to the overlay, no reply           -> counted, dropped
+//!   chain overlay_received  input, mangle:      to the overlay, not through oak0   -> counted, dropped
+//!   chain to_world          postrouting, srcnat: from the node's subnets to outside the overlay -> masqueraded
 //! ```
 //!
 //! The guard sits after routing, so that one rule sees what processes of the host send and what the host
-//! forwards for others, with the destination they have in the end. What the data plane sends never passes
-//! here. Every change is one transaction: there is no moment without the rules, and the counter goes on.
+//! forwards for others, with the destination they have in the end. It knows peers by the port and not only by
+//! their addresses, because a peer may know this node before this node knows the peer.
+//!
+//! The walls stand behind the programs on the uplinks, for the interfaces that have none: those without an
+//! address, or without Ethernet. What the data plane sends never passes any of these chains. Every change is
+//! one transaction: there is no moment without the rules, and the counters go on.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
-use dataplane_ebpf::address;
 use ipnetwork::Ipv4Network;
 use nftables::batch::Batch;
-use nftables::expr::{Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem};
+use nftables::expr::{Expression, NamedExpression};
 use nftables::schema::{
     Chain, Counter, Element, FlushObject, NfCmd, NfListObject, Rule, Set, SetType, Table,
 };
 use nftables::schema::{SetTypeValue, SetTypeValue::Concatenated};
-use nftables::stmt::{Counter as Count, Match, Operator, Statement};
+use nftables::stmt::Statement;
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
-use super::{Result, TUNNEL_MARK, oak0};
+use super::Result;
 
 mod nft;
+mod rules;
 
 /// Name of the counter of what was dropped on its way to a tunnel port.
 pub const TUNNEL_FROM_HOST: &str = "tunnel_from_host";
+/// Name of the counter of what was dropped on its way into the overlay.
+pub const UNENCAPSULATED: &str = "unencapsulated";
 
 /// None of these is a word of nft's language, else nft could not read what it has listed.
 const TUNNELS: &str = "tunnel_ports";
-const GUARD: &str = "tunnel_guard";
-const TO_WORLD: &str = "to_world";
-
-/// Before every other tool's chain at this hook, so that none can set the mark first.
-const PRIORITY_RAW: i32 = -300;
-const PRIORITY_SOURCE_NAT: i32 = 100;
+const GUARD: Base = Base {
+    name: "tunnel_guard",
+    kind: NfChainType::Filter,
+    hook: NfHook::Postrouting,
+    // Before every other tool's chain at this hook, so that none can set the mark first.
+    priority: -300,
+};
+const FORWARDED: Base = Base {
+    name: "overlay_forwarded",
+    kind: NfChainType::Filter,
+    hook: NfHook::Forward,
+    // Mangle: connections are known, and no other tool has accepted anything for good yet.
+    priority: -150,
+};
+const RECEIVED: Base = Base {
+    name: "overlay_received",
+    hook: NfHook::Input,
+    ..FORWARDED
+};
+const TO_WORLD: Base = Base {
+    name: "to_world",
+    kind: NfChainType::NAT,
+    hook: NfHook::Postrouting,
+    // Where source addresses are translated.
+    priority: 100,
+};
+const CHAINS: [Base; 4] = [GUARD, FORWARDED, RECEIVED, TO_WORLD];
 
 /// As many tunnels as the data plane has nodes.
 const TUNNELS_SIZE: u32 = dataplane_ebpf::tables::capacity::NODES;
+
+/// A chain and the place where the kernel calls it.
+struct Base {
+    name: &'static str,
+    kind: NfChainType,
+    hook: NfHook,
+    priority: i32,
+}
 
 /// What the table should say.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +92,9 @@ pub struct FirewallOptions {
     pub node_id: String,
     /// The subnets of this node's containers.
     pub subnets: Vec<Ipv4Network>,
+    /// UDP port of this node's own tunnel. Other nodes use the same one unless they are configured otherwise,
+    /// so it is guarded at every destination.
+    pub listen_port: u16,
     /// Where tunnels listen: every known peer's, and this node's own.
     pub tunnels: BTreeSet<SocketAddrV4>,
 }
@@ -73,11 +115,12 @@ pub async fn apply(options: &FirewallOptions) -> Result<()> {
     let owner = Owner::of(&options.node_id);
     let mut batch = Batch::new();
     batch.add(owner.table());
-    batch.add(owner.counter());
+    for counter in [TUNNEL_FROM_HOST, UNENCAPSULATED] {
+        batch.add(owner.counter(counter));
+    }
     batch.add(owner.tunnels());
-    batch.add(owner.chain(GUARD, NfChainType::Filter, PRIORITY_RAW));
-    batch.add(owner.chain(TO_WORLD, NfChainType::NAT, PRIORITY_SOURCE_NAT));
-    for chain in [GUARD, TO_WORLD] {
+    for chain in &CHAINS {
+        batch.add(owner.chain(chain));
         batch.add_cmd(NfCmd::Flush(FlushObject::Chain(owner.chain_reference(chain))));
     }
     batch.add_cmd(NfCmd::Flush(FlushObject::Set(Box::new(
@@ -86,9 +129,12 @@ pub async fn apply(options: &FirewallOptions) -> Result<()> {
     if !options.tunnels.is_empty() {
         batch.add(owner.elements(&options.tunnels));
     }
-    batch.add(owner.rule(GUARD, guard()));
+    batch.add(owner.rule(&GUARD, rules::guard_port(options.listen_port)));
+    batch.add(owner.rule(&GUARD, rules::guard_tunnels()));
+    batch.add(owner.rule(&FORWARDED, rules::refuse_forwarded()));
+    batch.add(owner.rule(&RECEIVED, rules::refuse_received()));
     if !options.subnets.is_empty() {
-        batch.add(owner.rule(TO_WORLD, masquerade(&options.subnets)));
+        batch.add(owner.rule(&TO_WORLD, rules::masquerade(&options.subnets)));
     }
     nft::apply("set up", &owner.name, batch).await
 }
@@ -137,6 +183,15 @@ pub async fn remove(node_id: &str) -> Result<()> {
     nft::apply("remove", &owner.name, batch).await
 }
 
+/// What a counter of the table has counted.
+pub fn meaning(counter: &str) -> &'static str {
+    match counter {
+        TUNNEL_FROM_HOST => "somebody on this machine, or behind it, sent to the tunnel port of a node",
+        UNENCAPSULATED => "to the overlay, through an interface where nobody is admitted to it",
+        _ => "a counter that this NetManager does not know",
+    }
+}
+
 /// The table's name. Characters that `nft` would not read become `_`, and then a hash keeps ids apart that
 /// differ only there.
 pub fn table_name(node_id: &str) -> String {
@@ -152,69 +207,6 @@ pub fn table_name(node_id: &str) -> String {
         "oakestra_{readable}_{:08x}",
         crate::endpoint::name::hash(&[node_id.as_bytes()]) as u32
     )
-}
-
-/// What the guard does: `meta mark != MARK ip daddr . udp dport @tunnel_ports counter name tunnel_from_host drop`.
-fn guard() -> Vec<Statement<'static>> {
-    let destination = vec![field("ip", "daddr"), field("udp", "dport")];
-    let destination = Expression::Named(NamedExpression::Concat(destination));
-    vec![
-        matching(
-            meta(MetaKey::Mark),
-            Operator::NEQ,
-            Expression::Number(TUNNEL_MARK),
-        ),
-        matching(
-            destination,
-            Operator::EQ,
-            Expression::String(format!("@{TUNNELS}").into()),
-        ),
-        Statement::Counter(Count::Named(TUNNEL_FROM_HOST.into())),
-        Statement::Drop(None),
-    ]
-}
-
-/// `ip saddr { SUBNETS } ip daddr != 10.16.0.0/12 oifname != "oak0" masquerade`.
-fn masquerade(subnets: &[Ipv4Network]) -> Vec<Statement<'static>> {
-    let sources = subnets
-        .iter()
-        .map(|subnet| SetItem::Element(prefix(subnet.network(), subnet.prefix())));
-    let sources = Expression::Named(NamedExpression::Set(sources.collect()));
-    let overlay = prefix(address::OVERLAY.into(), address::OVERLAY_PREFIX_LENGTH);
-    vec![
-        matching(field("ip", "saddr"), Operator::EQ, sources),
-        matching(field("ip", "daddr"), Operator::NEQ, overlay),
-        matching(
-            meta(MetaKey::Oifname),
-            Operator::NEQ,
-            Expression::String(oak0::NAME.into()),
-        ),
-        Statement::Masquerade(None),
-    ]
-}
-
-fn matching<'a>(left: Expression<'a>, op: Operator, right: Expression<'a>) -> Statement<'a> {
-    Statement::Match(Match { left, right, op })
-}
-
-fn meta(key: MetaKey) -> Expression<'static> {
-    Expression::Named(NamedExpression::Meta(Meta { key }))
-}
-
-fn field(protocol: &'static str, field: &'static str) -> Expression<'static> {
-    let field = PayloadField {
-        protocol: protocol.into(),
-        field: field.into(),
-    };
-    Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
-}
-
-fn prefix(network: Ipv4Addr, length: u8) -> Expression<'static> {
-    let addr = Box::new(Expression::String(network.to_string().into()));
-    Expression::Named(NamedExpression::Prefix(Prefix {
-        addr,
-        len: length.into(),
-    }))
 }
 
 /// The objects of one node's table.
@@ -238,11 +230,11 @@ impl Owner {
         })
     }
 
-    fn counter(&self) -> NfListObject<'_> {
+    fn counter(&self, name: &'static str) -> NfListObject<'_> {
         NfListObject::Counter(Counter {
             family: NfFamily::INet,
             table: self.name.as_str().into(),
-            name: TUNNEL_FROM_HOST.into(),
+            name: name.into(),
             // Where a new one starts; one that exists goes on.
             packets: Some(0),
             bytes: Some(0),
@@ -283,31 +275,31 @@ impl Owner {
         })
     }
 
-    fn chain_reference(&self, name: &'static str) -> Chain<'_> {
+    fn chain_reference(&self, chain: &Base) -> Chain<'_> {
         let table = self.name.as_str().into();
         Chain {
             family: NfFamily::INet,
             table,
-            name: name.into(),
+            name: chain.name.into(),
             ..Chain::default()
         }
     }
 
-    fn chain(&self, name: &'static str, kind: NfChainType, priority: i32) -> NfListObject<'_> {
+    fn chain(&self, chain: &Base) -> NfListObject<'_> {
         NfListObject::Chain(Chain {
-            _type: Some(kind),
-            hook: Some(NfHook::Postrouting),
-            prio: Some(priority),
+            _type: Some(chain.kind),
+            hook: Some(chain.hook),
+            prio: Some(chain.priority),
             policy: Some(NfChainPolicy::Accept),
-            ..self.chain_reference(name)
+            ..self.chain_reference(chain)
         })
     }
 
-    fn rule(&self, chain: &'static str, statements: Vec<Statement<'static>>) -> NfListObject<'_> {
+    fn rule(&self, chain: &Base, statements: Vec<Statement<'static>>) -> NfListObject<'_> {
         NfListObject::Rule(Rule {
             family: NfFamily::INet,
             table: self.name.as_str().into(),
-            chain: chain.into(),
+            chain: chain.name.into(),
             expr: statements.into(),
             ..Rule::default()
         })
@@ -330,35 +322,5 @@ mod tests {
             );
         }
         assert_eq!(BTreeSet::from(names.clone()).len(), names.len(), "{names:?}");
-    }
-
-    #[test]
-    fn the_rules_are_what_the_comments_say() {
-        let subnets = [
-            "10.18.0.0/26".parse().expect("a network"),
-            "10.18.4.0/26".parse().expect("a network"),
-        ];
-        let text = |statements| serde_json::to_string(&statements).expect("serialises");
-        assert_eq!(
-            text(guard()),
-            concat!(
-                r#"[{"match":{"left":{"meta":{"key":"mark"}},"right":1868655461,"op":"!="}},"#,
-                r#"{"match":{"left":{"concat":[{"payload":{"protocol":"ip","field":"daddr"}},"#,
-                r#"{"payload":{"protocol":"udp","field":"dport"}}]},"right":"@tunnel_ports","op":"=="}},"#,
-                r#"{"counter":"tunnel_from_host"},{"drop":null}]"#,
-            )
-        );
-        assert_eq!(
-            text(masquerade(&subnets)),
-            concat!(
-                r#"[{"match":{"left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"set":["#,
-                r#"{"prefix":{"addr":"10.18.0.0","len":26}},"#,
-                r#"{"prefix":{"addr":"10.18.4.0","len":26}}]},"op":"=="}},"#,
-                r#"{"match":{"left":{"payload":{"protocol":"ip","field":"daddr"}},"#,
-                r#""right":{"prefix":{"addr":"10.16.0.0","len":12}},"op":"!="}},"#,
-                r#"{"match":{"left":{"meta":{"key":"oifname"}},"right":"oak0","op":"!="}},"#,
-                r#"{"masquerade":null}]"#,
-            )
-        );
     }
 }

@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod netlink;
 pub mod oak0;
 pub mod offload;
+pub mod overlap;
 mod route;
 pub mod sysctl;
 mod tap;

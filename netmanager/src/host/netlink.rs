@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -27,6 +28,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
+    /// Held by whoever lists something.
+    listing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A network interface as NetManager looks at it.
@@ -70,7 +73,8 @@ impl Netlink {
         let (connection, handle, _unsolicited) = rtnetlink::new_connection_with_strict_check()
             .map_err(|error| Error::kernel("open", "routing socket", error))?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        let listing = Arc::default();
+        Ok(Self { handle, listing })
     }
 
     /// Asks for something to be done.
@@ -96,6 +100,8 @@ impl Netlink {
     ) -> Result<Vec<RouteNetlinkMessage>> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        // The kernel carries out one listing at a time on a socket and refuses a second one with EBUSY.
+        let _turn = self.listing.lock().await;
         self.exchange(operation, object, request).await
     }
 

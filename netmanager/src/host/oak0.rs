@@ -71,7 +71,8 @@ impl Oak0 {
             tap,
             index: link.index,
         };
-        oak0.configure(netlink, options).await?;
+        oak0.set_link(netlink, options).await?;
+        oak0.set_addresses(netlink, options).await?;
         if netlink.ensure_route(&UNREACHABLE).await? {
             let netlink = netlink.clone();
             undo.push("delete route", move || async move {
@@ -82,14 +83,31 @@ impl Oak0 {
         Ok(oak0)
     }
 
-    async fn configure(&self, netlink: &Netlink, options: &Oak0Options) -> Result<()> {
+    /// Puts back what others have taken from the interface and its routes. Nothing is written that is as it should
+    /// be.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and `ENODEV` when the interface itself is gone.
+    pub async fn reconcile(&self, netlink: &Netlink, options: &Oak0Options) -> Result<()> {
+        let link = netlink.link_by_index(self.index).await?;
+        if link.is_none_or(|link| !link.up || link.mtu != options.mtu) {
+            self.set_link(netlink, options).await?;
+        }
+        self.set_addresses(netlink, options).await?;
+        netlink.ensure_route(&UNREACHABLE).await.map(drop)
+    }
+
+    async fn set_link(&self, netlink: &Netlink, options: &Oak0Options) -> Result<()> {
         // Before it is up, else it has a link-local address and says so.
         sysctl::write_if_different(&format!("net/ipv6/conf/{NAME}/disable_ipv6"), "1")?;
         let link = LinkUnspec::new_with_index(self.index)
             .arp(false)
             .mtu(options.mtu)
             .up();
-        netlink.set_link("configure", NAME, link.build()).await?;
+        netlink.set_link("configure", NAME, link.build()).await
+    }
+
+    async fn set_addresses(&self, netlink: &Netlink, options: &Oak0Options) -> Result<()> {
         netlink
             .ensure_address(NAME, self.index, options.address, 32)
             .await?;

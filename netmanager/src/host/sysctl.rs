@@ -28,13 +28,23 @@ impl Sysctls {
     /// # Errors
     /// There is no such setting, or it cannot be written.
     pub fn set(&mut self, key: &str, value: &str) -> Result<bool> {
-        let before = read(key)?;
-        if before == value {
-            return Ok(false);
+        let different = self.note(key, value)?;
+        if different {
+            write(key, value)?;
         }
-        write(key, value)?;
-        self.previous.entry(key.to_owned()).or_insert(before);
-        Ok(true)
+        Ok(different)
+    }
+
+    /// Notes the present values of those settings that [`Self::set_required`] will change, so that the caller
+    /// can save them before anything is changed.
+    ///
+    /// # Errors
+    /// There is no such setting.
+    pub fn note_required(&mut self) -> Result<()> {
+        for (key, value) in REQUIRED {
+            self.note(key, value)?;
+        }
+        Ok(())
     }
 
     /// Sets everything in [`REQUIRED`].
@@ -46,6 +56,16 @@ impl Sysctls {
             self.set(key, value)?;
         }
         Ok(())
+    }
+
+    /// Notes the present value of `key` unless it is `value` or an earlier one is noted. Whether it differs.
+    fn note(&mut self, key: &str, value: &str) -> Result<bool> {
+        let before = read(key)?;
+        let different = before != value;
+        if different {
+            self.previous.entry(key.to_owned()).or_insert(before);
+        }
+        Ok(different)
     }
 
     /// Puts the previous values back and forgets those that are back.

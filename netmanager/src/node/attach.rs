@@ -1,7 +1,7 @@
 //! Endpoints come and go.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dataplane_ebpf::tables::delivery;
@@ -61,7 +61,8 @@ pub enum AttachError {
 
 impl Node {
     /// Attaches an endpoint; afterwards it reaches the overlay and is reached. Attaching it again changes nothing,
-    /// with another process it moves there with its addresses. On failure everything is as it was before.
+    /// with another process it moves there. On failure nothing of it is left, and what it was to replace is gone
+    /// only if the failure came after the first look at the process.
     ///
     /// # Errors
     /// When an address is missing or taken, the process is gone, or the kernel refuses.
@@ -80,16 +81,22 @@ impl Node {
                 holder: holder.clone(),
             });
         }
+        let mut replaced = None;
         if let Some(existing) = kept.state.endpoints.get(&key).cloned() {
-            let incarnation = deploy.incarnation.unwrap_or(existing.incarnation);
-            if existing.pid == deploy.pid
-                && existing.incarnation == incarnation
-                && self.is_attached(&existing).await
-            {
+            let same = existing.pid == deploy.pid
+                && existing.instance_address == instance_address
+                && existing.application == deploy.application
+                && deploy
+                    .incarnation
+                    .is_none_or(|incarnation| incarnation == existing.incarnation);
+            if same && self.is_attached(&existing).await {
                 let (v4, v6) = (existing.namespace_address, existing.namespace_address_v6);
                 return Ok(NamespaceAddresses { v4, v6 });
             }
+            // A process that cannot be attached does not cost the one that is.
+            endpoint::check_process(deploy.pid)?;
             self.take_off(&mut kept, &key).await?;
+            replaced = Some(existing);
         }
 
         let mut undo = Undo::default();
@@ -108,6 +115,11 @@ impl Node {
                         tracing::error!(%error, "cannot note that an endpoint was not attached");
                     }
                 }
+                drop(kept);
+                if let Some(replaced) = replaced {
+                    self.tell_undeployed(&replaced).await;
+                    self.renew(deploy.service.as_str());
+                }
             }
         }
         outcome
@@ -125,11 +137,7 @@ impl Node {
         };
         self.take_off(&mut kept, &key).await?;
         drop(kept);
-        if let Some(deployed) = self.deployed(&endpoint)
-            && let Err(error) = self.resolver.undeployed(&deployed).await
-        {
-            tracing::warn!(%error, endpoint = key, "cannot tell the cluster");
-        }
+        self.tell_undeployed(&endpoint).await;
         self.renew(service);
         Ok(())
     }
@@ -226,14 +234,19 @@ impl Node {
             mtu: u32::from(self.config.mtu),
             fault: self.faults.attach,
         };
-        let link = endpoint::attach(&self.netlink, &options, undo).await?;
-
-        self.faults.attach.check(Step::AttachProgram)?;
-        let (node, index) = (self.clone(), link.host_interface);
+        // Noted before the link is: undone, the link goes first and what guards it afterwards.
+        let guarded = Arc::new(OnceLock::new());
+        let (node, interface) = (self.clone(), guarded.clone());
         undo.push("detach the program", move || async move {
-            lock(&node.dataplane).detach(Program::FromEndpoint, index)
+            interface.get().map_or(Ok(()), |index| {
+                lock(&node.dataplane).detach(Program::FromEndpoint, *index)
+            })
         });
-        lock(&self.dataplane).attach(Program::FromEndpoint, &link.host_interface_name, index)?;
+        let guard = |index, name: &str| {
+            guarded.get_or_init(|| index);
+            Ok(lock(&self.dataplane).attach(Program::FromEndpoint, name, index)?)
+        };
+        let link = endpoint::attach_guarded(&self.netlink, &options, undo, guard).await?;
 
         self.faults.attach.check(Step::FillTables)?;
         let node = self.clone();
@@ -241,7 +254,7 @@ impl Node {
             node.directory().remove_endpoint(instance_address, addresses.v4)
         });
         endpoint.attached = Some(AttachedState {
-            interface: index,
+            interface: link.host_interface,
             interface_name: link.host_interface_name,
             mac: link.mac,
         });
@@ -255,8 +268,8 @@ impl Node {
         Ok(addresses)
     }
 
-    /// Every step of detaching: first nobody finds the endpoint, then it cannot send, then its link goes, then its
-    /// address is free, and last it is struck out. Each step finds it done on the second try.
+    /// Every step of detaching: first nobody finds the endpoint, and nothing it sends has a source that is known; then
+    /// its link goes, and last its address is free and it is struck out. Each step finds it done on the second try.
     pub(super) async fn take_off(&self, kept: &mut Kept, key: &str) -> Result<(), AttachError> {
         let Some(endpoint) = kept.state.endpoints.get(key).cloned() else {
             return Ok(());
@@ -264,10 +277,6 @@ impl Node {
         self.faults.detach.check(Step::FillTables)?;
         self.directory()
             .remove_endpoint(endpoint.instance_address, endpoint.namespace_address)?;
-        self.faults.detach.check(Step::AttachProgram)?;
-        if let Some(attached) = &endpoint.attached {
-            lock(&self.dataplane).detach(Program::FromEndpoint, attached.interface)?;
-        }
         self.faults.detach.check(Step::CreateLink)?;
         endpoint::detach(
             &self.netlink,
@@ -275,6 +284,11 @@ impl Node {
             endpoint.namespace_address,
         )
         .await?;
+        // What guards a link is in place as long as the link is.
+        self.faults.detach.check(Step::AttachProgram)?;
+        if let Some(attached) = &endpoint.attached {
+            lock(&self.dataplane).detach(Program::FromEndpoint, attached.interface)?;
+        }
         self.faults.detach.check(Step::SaveState)?;
         kept.state.endpoints.remove(key);
         release(kept, endpoint.namespace_address);
@@ -304,6 +318,15 @@ impl Node {
         };
         if let Err(error) = self.resolver.deployed(&deployed).await {
             tracing::warn!(%error, endpoint = key, "cannot tell the cluster");
+        }
+    }
+
+    async fn tell_undeployed(&self, endpoint: &EndpointState) {
+        let Some(deployed) = self.deployed(endpoint) else {
+            return;
+        };
+        if let Err(error) = self.resolver.undeployed(&deployed).await {
+            tracing::warn!(%error, service = endpoint.service, "cannot tell the cluster");
         }
     }
 

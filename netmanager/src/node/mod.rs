@@ -9,8 +9,12 @@
 //!
 //! Each arrow ends in idempotent writes; nothing waits for anything of another arrow.
 
+mod announced;
 mod attach;
+mod ledger;
+mod names;
 mod paths;
+mod reconcile;
 mod records;
 mod restore;
 mod status;
@@ -18,7 +22,7 @@ mod strangers;
 mod upcalls;
 mod upkeep;
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,11 +40,17 @@ use crate::host::changes::Changes;
 use crate::host::oak0::{self, Oak0, Oak0Options};
 use crate::host::{Netlink, firewall};
 use crate::parking::Parking;
-use crate::resolver::{Resolver, ServiceRecord, Update};
+use crate::resolver::{Resolver, Update};
 use crate::state::{Registration, State, Store};
+
+use announced::ClusterAddresses;
+use ledger::Ledger;
+use paths::Hops;
+use upkeep::Round;
 
 pub use attach::{AttachError, Deploy};
 pub use restore::purge;
+pub(crate) use restore::remove_from_kernel;
 pub use status::{EndpointView, Status};
 
 /// The state and the folder that keeps it. Whoever changes an endpoint holds it, so that attaching and detaching
@@ -68,17 +78,29 @@ pub struct Node {
     directory: Mutex<Directory>,
     parking: Mutex<Parking>,
     kept: Arc<tokio::sync::Mutex<Kept>>,
-    /// What the cluster said last of each service, to be entered anew when an endpoint comes or goes.
-    records: Mutex<HashMap<String, ServiceRecord>>,
+    /// What the cluster said last, to be entered anew when an endpoint or a way comes or goes. Locked before the
+    /// directory where both are.
+    ledger: Mutex<Ledger>,
+    /// Which nodes are behind which next hop.
+    hops: Mutex<Hops>,
+    cluster: Mutex<ClusterAddresses>,
     /// Own addresses, as last seen.
     local_addresses: Mutex<Vec<Ipv4Addr>>,
     /// The address that peers are told to send to.
     announced: Mutex<Option<Ipv4Addr>>,
     /// The tunnels that the firewall guards.
-    tunnels: Mutex<std::collections::BTreeSet<SocketAddrV4>>,
+    tunnels: Mutex<BTreeSet<SocketAddrV4>>,
+    /// When everything of the firewall was looked through last.
+    firewall_applied: Mutex<Option<tokio::time::Instant>>,
+    /// Interfaces whose offloads were set.
+    tended: Mutex<BTreeSet<u32>>,
     connection: Mutex<(bool, String)>,
+    /// Why first packets do not get here; `None` when they do.
+    upcalls_broken: Mutex<Option<String>>,
     /// Something was learnt that the firewall and the paths should follow.
     upkeep_due: Notify,
+    /// The connection to the cluster came or went.
+    names_due: Notify,
     faults: Faults,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -150,11 +172,16 @@ impl Node {
         }
         {
             let mut kept = kept.lock().await;
+            // Noted before anything is changed: a process that is killed in between can be cleaned up after.
+            kept.state
+                .sysctls
+                .note_required()
+                .context("reading what the kernel needs")?;
+            kept.save()?;
             kept.state
                 .sysctls
                 .set_required()
                 .context("setting what the kernel needs")?;
-            kept.save()?;
         }
 
         let node = Arc::new(Self {
@@ -167,12 +194,18 @@ impl Node {
             directory: Mutex::new(directory),
             parking: Mutex::default(),
             kept,
-            records: Mutex::default(),
+            ledger: Mutex::default(),
+            hops: Mutex::default(),
+            cluster: Mutex::default(),
             local_addresses: Mutex::default(),
             announced: Mutex::default(),
             tunnels: Mutex::default(),
+            firewall_applied: Mutex::default(),
+            tended: Mutex::default(),
             connection: Mutex::new((false, "connecting".to_owned())),
+            upcalls_broken: Mutex::default(),
             upkeep_due: Notify::new(),
+            names_due: Notify::new(),
             faults,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -181,13 +214,15 @@ impl Node {
             .await
             .context("taking over the endpoints")?;
         node.apply_firewall().await.context("setting the firewall up")?;
-        node.upkeep().await.context("attaching to the uplinks")?;
+        node.upkeep(&Round::first())
+            .await
+            .context("attaching to the uplinks")?;
 
         node.spawn(|node| node.serve_upcalls());
         node.spawn(|node| node.serve_updates(updates));
+        node.spawn(|node| node.serve_names());
         node.spawn(|node| node.serve_changes(changes));
         node.spawn(|node| node.serve_strangers(strangers));
-        node.announce_all().await;
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)
     }
@@ -218,6 +253,7 @@ impl Node {
         let options = firewall::FirewallOptions {
             node_id: self.registration.node_id.clone(),
             subnets: vec![ipnetwork::Ipv4Network::new(self.registration.subnet, 26)?],
+            listen_port: self.config.listen_port,
             tunnels: tunnels.clone(),
         };
         firewall::apply(&options).await?;
@@ -226,7 +262,7 @@ impl Node {
     }
 
     /// The tunnels of all peers, and this node's own: nobody on this machine speaks to any of them.
-    fn wanted_tunnels(&self) -> std::collections::BTreeSet<SocketAddrV4> {
+    fn wanted_tunnels(&self) -> BTreeSet<SocketAddrV4> {
         let keys = self.directory().node_keys();
         let peers = keys
             .into_iter()

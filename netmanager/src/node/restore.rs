@@ -13,7 +13,11 @@ use crate::state::{EndpointState, State, Store};
 
 impl Node {
     /// Takes over the endpoints of a previous process: those that were whole go on without losing a packet, those
-    /// that were half-made or whose container is gone are undone, and what nobody noted is removed.
+    /// that were half-made or whose container is gone are undone, and what nobody noted is removed. An endpoint for
+    /// which that fails stays noted as it is and costs the others nothing; the next process tries again.
+    ///
+    /// # Errors
+    /// When the kernel does not say what there is.
     pub(super) async fn restore_endpoints(self: &Arc<Self>) -> anyhow::Result<()> {
         let links = endpoint::list(&self.netlink, &self.registration.node_id).await?;
         let mut kept = self.kept.lock().await;
@@ -27,14 +31,17 @@ impl Node {
                     .iter()
                     .any(|link| link.interface == attached.interface && link.name == attached.interface_name)
             });
-            if whole {
+            let outcome = if whole {
                 self.restore(&endpoint)
-                    .with_context(|| format!("taking over {key}"))?;
+                    .with_context(|| format!("taking over {key}"))
             } else {
                 tracing::info!(endpoint = key, "not whole: removed");
                 self.take_off(&mut kept, &key)
                     .await
-                    .with_context(|| format!("removing {key}"))?;
+                    .with_context(|| format!("removing {key}"))
+            };
+            if let Err(error) = outcome {
+                tracing::error!("{error:#}");
             }
         }
 
@@ -46,13 +53,19 @@ impl Node {
             .collect();
         for link in links.iter().filter(|link| !known.contains(&link.address)) {
             tracing::info!(interface = link.name, "a link that nobody noted: removed");
-            endpoint::detach(&self.netlink, &self.registration.node_id, link.address).await?;
+            let removed = endpoint::detach(&self.netlink, &self.registration.node_id, link.address).await;
+            if let Err(error) = removed {
+                tracing::error!(%error, interface = link.name, "cannot remove a link");
+            }
         }
         let host = host_address(&self.registration);
         let local = self.directory().local_instances();
         for (address, namespace_address) in local {
             if namespace_address != host && !known.contains(&namespace_address) {
-                self.directory().remove_endpoint(address, namespace_address)?;
+                let removed = self.directory().remove_endpoint(address, namespace_address);
+                if let Err(error) = removed {
+                    tracing::error!(%error, %address, "cannot take out an endpoint that nobody noted");
+                }
             }
         }
         let interfaces: Vec<u32> = kept
@@ -64,7 +77,10 @@ impl Node {
         let attachments = lock(&self.dataplane).attachments()?;
         for (program, index) in attachments {
             if program == Program::FromEndpoint && !interfaces.contains(&index) {
-                lock(&self.dataplane).detach(program, index)?;
+                let detached = lock(&self.dataplane).detach(program, index);
+                if let Err(error) = detached {
+                    tracing::error!(%error, interface = index, "cannot detach the program of an endpoint");
+                }
             }
         }
         Ok(())
@@ -91,6 +107,20 @@ impl Node {
 /// Everything that could not be removed; the state is kept then, so that it can be tried again.
 pub async fn purge(store: &Store) -> anyhow::Result<()> {
     let mut state = store.load()?;
+    if let Err(error) = remove_from_kernel(&mut state).await {
+        store.save(&state)?;
+        return Err(error);
+    }
+    store.clear()?;
+    Ok(())
+}
+
+/// Removes everything that the registered node has in the kernel, and puts settings back. No node may be running.
+/// Goes on past failures.
+///
+/// # Errors
+/// Everything that could not be removed.
+pub(crate) async fn remove_from_kernel(state: &mut State) -> anyhow::Result<()> {
     let netlink = Netlink::open()?;
     let mut failures: Vec<String> = Vec::new();
     let mut collect = |what: &str, error: String| failures.push(format!("{what}: {error}"));
@@ -116,12 +146,10 @@ pub async fn purge(store: &Store) -> anyhow::Result<()> {
             collect(oak0::NAME, error.to_string());
         }
     }
-    restore_settings(&mut state, &mut collect);
+    restore_settings(state, &mut collect);
     if !failures.is_empty() {
-        store.save(&state)?;
         anyhow::bail!("not everything could be removed:\n  {}", failures.join("\n  "));
     }
-    store.clear()?;
     Ok(())
 }
 

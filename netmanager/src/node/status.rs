@@ -34,6 +34,9 @@ pub struct Status {
     /// Whether the cluster can be asked.
     pub connected: bool,
     pub connection: String,
+    /// Why first packets to unknown addresses are not read; `None` when they are.
+    #[serde(default)]
+    pub upcalls_broken: Option<String>,
     /// Packets that did not wait for an answer because there was no room, because the address had just been asked
     /// for in vain, and that waited in vain.
     pub parked_full: u64,
@@ -72,7 +75,7 @@ impl Node {
             layout: LAYOUT,
             mtu: self.config.mtu,
             endpoints,
-            services: directory.services().len(),
+            services: directory.service_count(),
             nodes: directory
                 .node_keys()
                 .iter()
@@ -80,6 +83,7 @@ impl Node {
                 .collect(),
             connected,
             connection,
+            upcalls_broken: lock(&self.upcalls_broken).clone(),
             parked_full: parked.full,
             parked_refused: parked.refused,
             parked_unanswered: parked.unanswered,
@@ -109,7 +113,8 @@ impl Node {
         self.directory().services()
     }
 
-    /// What happened to packets: the data plane's counters, and what the firewall kept from tunnel ports.
+    /// What happened to packets: the data plane's counters, and what the firewall kept from tunnel ports
+    /// and out of the overlay.
     ///
     /// # Errors
     /// When the kernel refuses to read the counters.
@@ -123,7 +128,7 @@ impl Node {
                     dropped: true,
                     packets: counter.packets,
                     bytes: counter.bytes,
-                    meaning: "somebody on this machine sent to the tunnel port of a node".to_owned(),
+                    meaning: firewall::meaning(&counter.name).to_owned(),
                 });
             }
         }

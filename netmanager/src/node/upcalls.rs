@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dataplane_ebpf::address::is_service_or_instance;
 use dataplane_ebpf::header::{ETHERNET_LENGTH, ETHERTYPE_IPV4};
@@ -15,6 +15,10 @@ use crate::resolver::ResolveError;
 
 /// Bytes of the header that the tap puts before each frame.
 const VIRTIO_HEADER: usize = 10;
+/// How long to wait before oak0 is read again after it refused: it may be gone, and nothing tells when it is back.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+/// How often an address is asked for when each answer is outdated when it comes.
+const ASKED_AT_MOST: usize = 3;
 
 impl Node {
     /// Reads what comes up, parks it, and writes it back once its destination is known. One task does both, so
@@ -28,14 +32,30 @@ impl Node {
                 biased;
                 Some(destination) = answers.recv() => self.release(destination).await,
                 received = self.oak0.receive(&mut buffer) => match received {
-                    Ok(length) => self.take(&buffer[..length], &answered).await,
+                    Ok(length) => {
+                        self.note_upcalls(None);
+                        self.take(&buffer[..length], &answered).await;
+                    }
                     Err(error) => {
-                        tracing::error!(%error, "oak0 cannot be read: unknown destinations stay unknown");
-                        return;
+                        self.note_upcalls(Some(format!("oak0 cannot be read: {error}")));
+                        tokio::time::sleep(READ_AGAIN).await;
                     }
                 },
             }
         }
+    }
+
+    /// Notes why first packets do not get here, and says it when that changes.
+    fn note_upcalls(&self, broken: Option<String>) {
+        let mut before = lock(&self.upcalls_broken);
+        if *before == broken {
+            return;
+        }
+        match &broken {
+            Some(reason) => tracing::error!(reason, "unknown destinations stay unknown"),
+            None => tracing::info!("first packets arrive again"),
+        }
+        *before = broken;
     }
 
     async fn take(self: &Arc<Self>, frame: &[u8], answered: &mpsc::UnboundedSender<Ipv4Addr>) {
@@ -62,26 +82,47 @@ impl Node {
     /// Asks who is behind an address and enters the answer.
     async fn ask(&self, destination: Ipv4Addr) {
         let refuse = |period| lock(&self.parking).refuse(destination, Instant::now(), period);
-        match self.resolver.resolve(destination).await {
-            Ok(Some(record)) => {
-                if let Err(error) = self.install_service(record).await {
-                    tracing::error!(%error, %destination, "cannot enter a service");
-                    refuse(FAILED_FOR);
-                } else if !self.directory().knows(destination) {
-                    tracing::warn!(%destination, "the answer does not contain the address that was asked for");
-                    refuse(UNKNOWN_FOR);
+        for _ in 0..ASKED_AT_MOST {
+            let asked = lock(&self.ledger).ask();
+            match self.resolver.resolve(destination).await {
+                Ok(Some(record)) => {
+                    let is_left_out = record
+                        .instances
+                        .iter()
+                        .any(|instance| instance.address == destination);
+                    let outcome = self.install_answer(record, asked).await;
+                    if self.directory().knows(destination) {
+                        return;
+                    }
+                    match outcome {
+                        Ok(true) if is_left_out => {
+                            tracing::debug!(%destination, "its node cannot be reached");
+                            return refuse(FAILED_FOR);
+                        }
+                        Ok(true) => {
+                            tracing::warn!(%destination, "the answer does not contain the address that was asked for");
+                            return refuse(UNKNOWN_FOR);
+                        }
+                        // What was said in the meantime does not lead there.
+                        Ok(false) => {}
+                        Err(error) => {
+                            tracing::error!(%error, %destination, "cannot enter a service");
+                            return refuse(FAILED_FOR);
+                        }
+                    }
+                }
+                Ok(None) => return refuse(UNKNOWN_FOR),
+                Err(error @ (ResolveError::Away(_) | ResolveError::Late { .. })) => {
+                    tracing::debug!(%error, %destination, "no answer");
+                    return refuse(FAILED_FOR);
+                }
+                Err(error @ (ResolveError::Refused(_) | ResolveError::Contradictory(_))) => {
+                    tracing::warn!(%error, %destination, "no usable answer");
+                    return refuse(UNKNOWN_FOR);
                 }
             }
-            Ok(None) => refuse(UNKNOWN_FOR),
-            Err(error @ (ResolveError::Away(_) | ResolveError::Late { .. })) => {
-                tracing::debug!(%error, %destination, "no answer");
-                refuse(FAILED_FOR);
-            }
-            Err(error @ (ResolveError::Refused(_) | ResolveError::Contradictory(_))) => {
-                tracing::warn!(%error, %destination, "no usable answer");
-                refuse(UNKNOWN_FOR);
-            }
         }
+        refuse(FAILED_FOR);
     }
 
     async fn release(&self, destination: Ipv4Addr) {

@@ -5,17 +5,69 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Node, lock, paths};
+use tokio::time::{Instant, timeout_at};
+
+use super::paths::{self, Confirm, Hop};
+use super::{Node, lock};
 use crate::dataplane::Program;
 use crate::host::changes::{Change, Changes};
-use crate::host::{firewall, offload, uplink};
+use crate::host::{offload, uplink};
 
-/// Changes come in bursts; one round follows a whole burst.
+/// Changes come in bursts; one round follows a whole burst, as soon as there is none for so long, and after a while
+/// even if there is.
 const SETTLE: Duration = Duration::from_millis(20);
-/// An address of the Internet, to see which way leads there; nothing is sent to it.
-const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
+const SETTLED_WITHIN: Duration = Duration::from_millis(200);
 /// How long to wait before the stream of changes is opened again, when the kernel refused it.
 const REOPEN: Duration = Duration::from_secs(1);
+
+/// What a round of upkeep is about.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    /// It is time to look at everything, whether something changed or not.
+    tick: bool,
+    /// Links, addresses or routes have changed.
+    host: bool,
+    /// Something was learnt that paths and firewall are to follow.
+    learnt: bool,
+    /// Changes were lost.
+    lost: bool,
+    /// Links that are gone.
+    gone: BTreeSet<u32>,
+    /// Neighbours that have changed.
+    neighbours: BTreeSet<Hop>,
+}
+
+impl Round {
+    /// The round of a process that has just put everything in place.
+    pub fn first() -> Self {
+        Self {
+            learnt: true,
+            ..Self::default()
+        }
+    }
+
+    fn note(&mut self, change: &Change) {
+        match *change {
+            Change::Link { interface, removed } => {
+                self.host = true;
+                if removed {
+                    self.gone.insert(interface);
+                }
+            }
+            Change::Address { .. } | Change::Route => self.host = true,
+            Change::Neighbour {
+                interface, address, ..
+            } => {
+                self.neighbours.insert((interface, address));
+            }
+            Change::Overflow => self.lose(),
+        }
+    }
+
+    fn lose(&mut self) {
+        (self.host, self.lost) = (true, true);
+    }
+}
 
 impl Node {
     /// Follows changes, and confirms the ways to other nodes at intervals.
@@ -23,17 +75,16 @@ impl Node {
         let mut confirm = tokio::time::interval(paths::CONFIRM_EVERY);
         confirm.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let mut gone = BTreeSet::new();
-            let mut everything = false;
+            let mut round = Round::default();
             tokio::select! {
-                _ = confirm.tick() => {}
-                () = self.upkeep_due.notified() => {}
+                _ = confirm.tick() => round.tick = true,
+                () = self.upkeep_due.notified() => round.learnt = true,
                 change = changes.next() => match change {
-                    Ok(change) => everything = note(&change, &mut gone),
+                    Ok(change) => round.note(&change),
                     Err(error) => {
                         tracing::error!(%error, "the kernel's changes cannot be read");
                         tokio::time::sleep(REOPEN).await;
-                        everything = true;
+                        round.lose();
                         match Changes::open() {
                             Ok(reopened) => changes = reopened,
                             Err(error) => tracing::error!(%error, "nor subscribed to again"),
@@ -41,25 +92,54 @@ impl Node {
                     }
                 },
             }
-            while let Ok(Ok(change)) = tokio::time::timeout(SETTLE, changes.next()).await {
-                everything |= note(&change, &mut gone);
+            let latest = Instant::now() + SETTLED_WITHIN;
+            let quiet = || latest.min(Instant::now() + SETTLE);
+            while let Ok(Ok(change)) = timeout_at(quiet(), changes.next()).await {
+                round.note(&change);
+                if Instant::now() >= latest {
+                    break;
+                }
             }
-            self.drop_vanished(&gone, everything).await;
-            if let Err(error) = self.upkeep().await {
+            if round.lost || !round.gone.is_empty() {
+                lock(&self.tended).retain(|index| !round.gone.contains(index));
+                self.drop_vanished(&round.gone, round.lost).await;
+            }
+            if let Err(error) = self.upkeep(&round).await {
                 tracing::error!(%error, "cannot follow the host's changes");
             }
         }
     }
 
     /// Brings uplinks, own addresses, ways to nodes and the firewall up to date. Doing it twice changes nothing.
-    pub(super) async fn upkeep(&self) -> anyhow::Result<()> {
+    pub(super) async fn upkeep(&self, round: &Round) -> anyhow::Result<()> {
+        if !(round.tick || round.host || round.learnt) {
+            // All other neighbours of the host are none of ours.
+            let concerned = lock(&self.hops).nodes_behind(&round.neighbours);
+            self.refresh_paths(concerned, Confirm::WhenNew).await;
+            return Ok(());
+        }
         let own = uplink::local_addresses(&self.netlink).await?;
         let addresses: Vec<Ipv4Addr> = own.iter().map(|(_, address)| *address).collect();
         self.directory().set_local_addresses(&addresses)?;
         *lock(&self.local_addresses) = addresses;
 
+        if round.tick || round.host {
+            self.reconcile_host().await;
+        }
         self.find_announced(&own).await;
+        self.tend_uplinks(&own).await?;
+        self.directory().forget_unused_nodes()?;
+        let confirm = if round.tick {
+            Confirm::Always
+        } else {
+            Confirm::WhenNew
+        };
+        self.refresh_all_paths(confirm).await;
+        self.install_rest().await;
+        self.guard_tunnels(round.tick || round.host).await
+    }
 
+    async fn tend_uplinks(&self, own: &[(u32, Ipv4Addr)]) -> anyhow::Result<()> {
         let links = self.netlink.links().await?;
         let names: BTreeMap<u32, String> = links.into_iter().map(|link| (link.index, link.name)).collect();
         let uplinks: BTreeSet<u32> = own.iter().map(|(interface, _)| *interface).collect();
@@ -74,48 +154,7 @@ impl Node {
                 lock(&self.dataplane).detach(program, index)?;
             }
         }
-        self.directory().forget_unused_nodes()?;
-        self.refresh_paths().await;
-        self.guard_tunnels().await
-    }
-
-    /// Finds out which address peers are to send to: the configured one, that of the configured interface, that
-    /// towards the cluster or the Internet, any. Tells the cluster when it is another one than before.
-    async fn find_announced(&self, own: &[(u32, Ipv4Addr)]) {
-        let found = match (self.config.announced_address, &self.config.default_interface) {
-            (Some(address), _) => Some(address),
-            (None, Some(name)) => match self.netlink.link_by_name(name).await {
-                Ok(Some(link)) => own
-                    .iter()
-                    .find(|(interface, _)| *interface == link.index)
-                    .map(|(_, address)| *address),
-                Ok(None) => None,
-                Err(error) => {
-                    tracing::warn!(%error, interface = name, "cannot look at the configured interface");
-                    None
-                }
-            },
-            (None, None) => self
-                .address_towards_others()
-                .await
-                .or_else(|| own.first().map(|(_, address)| *address)),
-        };
-        let before = std::mem::replace(&mut *lock(&self.announced), found);
-        if found.is_none() {
-            tracing::warn!("no address to announce: other nodes do not find this one");
-        } else if before.is_some() && before != found {
-            self.announce_all().await;
-        }
-    }
-
-    async fn address_towards_others(&self) -> Option<Ipv4Addr> {
-        let cluster = self.registration.cluster_address.parse().ok();
-        for target in cluster.into_iter().chain([SOMEWHERE]) {
-            if let Ok(route) = uplink::route_to(&self.netlink, target).await {
-                return Some(route.source);
-            }
-        }
-        None
+        Ok(())
     }
 
     /// One uplink that cannot be attached to must not keep the others from it.
@@ -126,6 +165,10 @@ impl Node {
                 interface = name,
                 "cannot attach to an uplink"
             );
+        }
+        // Once: whoever switches it on again afterwards has a reason.
+        if !lock(&self.tended).insert(index) {
+            return;
         }
         match offload::set_feature(name, offload::UDP_SEGMENTATION, false) {
             Ok(offload::Outcome::Changed) => {
@@ -145,31 +188,30 @@ impl Node {
             Err(error) => tracing::warn!(%error, interface = name, "cannot switch UDP segmentation off"),
         }
     }
-
-    async fn guard_tunnels(&self) -> anyhow::Result<()> {
-        let wanted = self.wanted_tunnels();
-        if *lock(&self.tunnels) != wanted {
-            firewall::set_tunnels(&self.registration.node_id, &wanted).await?;
-            *lock(&self.tunnels) = wanted;
-        }
-        Ok(())
-    }
 }
 
-/// Notes which links are gone; whether anything else may have changed unseen.
-fn note(change: &Change, gone: &mut BTreeSet<u32>) -> bool {
-    match change {
-        Change::Link {
-            interface,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_neighbour_is_no_change_of_the_host() {
+        let mut round = Round::default();
+        let address = Ipv4Addr::new(192, 0, 2, 1);
+        round.note(&Change::Neighbour {
+            interface: 2,
+            address,
+            entry: None,
+        });
+        assert!(!round.host && !round.lost);
+        assert_eq!(round.neighbours, BTreeSet::from([(2, address)]));
+        round.note(&Change::Link {
+            interface: 3,
             removed: true,
-        } => {
-            gone.insert(*interface);
-            false
-        }
-        Change::Overflow => true,
-        Change::Link { removed: false, .. }
-        | Change::Address { .. }
-        | Change::Route
-        | Change::Neighbour { .. } => false,
+        });
+        assert!(round.host && !round.lost);
+        assert_eq!(round.gone, BTreeSet::from([3]));
+        round.note(&Change::Overflow);
+        assert!(round.lost);
     }
 }

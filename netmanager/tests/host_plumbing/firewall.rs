@@ -13,6 +13,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::namespace::{DEADLINE, Process, as_host, as_nobody, eventually, ip, nft, wire};
 
 const NODE: &str = "node-a";
+/// Another one than the peer's.
+const OWN_PORT: u16 = 50100;
 const PEER: &str = "192.0.2.2";
 const TUNNEL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 2), 50103);
 
@@ -30,6 +32,12 @@ fn the_second_time_nothing_changes_and_removal_leaves_no_trace() {
         for expected in [
             "table inet oakestra_node-a",
             "elements = { 192.0.2.2 . 50103",
+            "type filter hook postrouting priority raw; policy accept;",
+            "type filter hook forward priority mangle; policy accept;",
+            "type filter hook input priority mangle; policy accept;",
+            "meta mark != 0x6f616b65 udp dport 50100 counter name \"tunnel_from_host\" drop",
+            "ip daddr 10.16.0.0/12 ct state invalid,new,untracked counter name \"unencapsulated\" drop",
+            "ip daddr 10.16.0.0/12 iifname != { \"lo\", \"oak0\" } counter name \"unencapsulated\" drop",
             "meta mark != 0x6f616b65 ip daddr . udp dport @tunnel_ports counter name \"tunnel_from_host\" drop",
             "ip saddr { 10.18.0.0/26, 10.18.4.0/26 } ip daddr != 10.16.0.0/12 oifname != \"oak0\" masquerade",
         ] {
@@ -147,8 +155,11 @@ fn only_the_mark_passes_to_a_tunnel_port() {
         other
             .run(|| send(&socket(), b"masqueraded", 50103))
             .expect("leaves its namespace");
-        eventually("both are counted", async || dropped().await == 2).await;
-        assert_eq!(counters(NODE).await.expect("lists")[0].bytes, 28 * 2 + 6 + 11);
+        eventually("both are counted", async || {
+            counted(TUNNEL_FROM_HOST).await.packets == 2
+        })
+        .await;
+        assert_eq!(counted(TUNNEL_FROM_HOST).await.bytes, 28 * 2 + 6 + 11);
 
         let own = socket();
         setsockopt(&own, sockopt::Mark, &TUNNEL_MARK).expect("marks");
@@ -165,10 +176,54 @@ fn only_the_mark_passes_to_a_tunnel_port() {
         // The counter goes on through every change.
         apply(&options()).await.expect("applies");
         set_tunnels(NODE, &tunnels(&[9])).await.expect("changes");
-        assert_eq!(dropped().await, 2);
+        assert_eq!(counted(TUNNEL_FROM_HOST).await.packets, 2);
         as_nobody(|| send(&socket(), b"nobody", 50103)).expect("no tunnel any more");
         assert_eq!(receive(&tunnel), b"nobody");
         ip("link delete docker0");
+    });
+}
+
+/// The own tunnel's port is a tunnel's wherever it is: a node that nobody has told of is none the less one that
+/// may know this one.
+#[test]
+fn only_the_mark_passes_to_the_own_tunnels_port_anywhere() {
+    as_host(async || {
+        let (unknown, other) = (Process::start(), Process::start());
+        wire("up0", "192.0.2.1/24", &unknown, "192.0.2.2/24");
+        wire("docker0", "172.17.0.1/16", &other, "172.17.0.2/16");
+        other.ip("route add default via 172.17.0.1");
+        Sysctls::default().set_required().expect("sets");
+        apply(&FirewallOptions {
+            tunnels: BTreeSet::new(),
+            ..options()
+        })
+        .await
+        .expect("applies");
+        let there = unknown.run(|| UdpSocket::bind((PEER, OWN_PORT)).expect("binds"));
+        let here = UdpSocket::bind(("127.0.0.1", OWN_PORT)).expect("binds");
+        for socket in [&there, &here] {
+            socket.set_read_timeout(Some(DEADLINE)).expect("sets");
+        }
+
+        for destination in [PEER, "127.0.0.1", "192.0.2.1"] {
+            let refused = as_nobody(|| socket().send_to(b"nobody", (destination, OWN_PORT)));
+            let refused = refused.expect_err("is dropped");
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{destination}");
+        }
+        other
+            .run(|| send(&socket(), b"forwarded", OWN_PORT))
+            .expect("leaves its namespace");
+        eventually("all are counted", async || {
+            counted(TUNNEL_FROM_HOST).await.packets == 4
+        })
+        .await;
+
+        let own = socket();
+        setsockopt(&own, sockopt::Mark, &TUNNEL_MARK).expect("marks");
+        send(&own, b"tunnel", OWN_PORT).expect("sends");
+        assert_eq!(receive(&there), b"tunnel", "the first that arrives");
+        own.send_to(b"tunnel", ("127.0.0.1", OWN_PORT)).expect("sends");
+        assert_eq!(receive(&here), b"tunnel", "the first that arrives");
     });
 }
 
@@ -178,6 +233,7 @@ fn options() -> FirewallOptions {
         subnets: ["10.18.0.0/26", "10.18.4.0/26"]
             .map(|subnet| subnet.parse().expect("a network"))
             .to_vec(),
+        listen_port: OWN_PORT,
         tunnels: BTreeSet::from([TUNNEL]),
     }
 }
@@ -188,13 +244,10 @@ fn tunnels(last: &[u8]) -> BTreeSet<SocketAddrV4> {
         .collect()
 }
 
-async fn dropped() -> u64 {
+async fn counted(name: &str) -> NamedCounter {
     let counters = counters(NODE).await.expect("lists");
-    let [NamedCounter { name, packets, .. }] = &counters[..] else {
-        panic!("{counters:?}")
-    };
-    assert_eq!(name, TUNNEL_FROM_HOST);
-    *packets
+    let found = counters.iter().find(|counter| counter.name == name);
+    found.unwrap_or_else(|| panic!("{name}: {counters:?}")).clone()
 }
 
 fn socket() -> UdpSocket {

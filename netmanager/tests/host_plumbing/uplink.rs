@@ -194,6 +194,12 @@ fn settings_are_restored() {
         let mut sysctls = Sysctls::default();
         sysctls.set("net.ipv4.ip_forward", "0").expect("sets");
         let mut sysctls = Sysctls::default();
+        sysctls.note_required().expect("reads");
+        assert_eq!(
+            (sysctls.is_empty(), &*forward()),
+            (false, "0\n"),
+            "noted, not changed"
+        );
         assert!(sysctls.set("net.ipv4.ip_forward", "1").expect("sets"));
         assert!(!sysctls.set("net.ipv4.ip_forward", "1").expect("is set"));
         assert_eq!(forward(), "1\n");

@@ -15,17 +15,17 @@ use nix::sys::socket::{
 use crate::fixture::{DEADLINE, FAR_SERVICE, Overlay, bind};
 
 /// UDP port of the server that nothing hostile may reach.
-const PORT: u16 = 53;
-const TUNNEL_PORT: u16 = 50103;
+pub const PORT: u16 = 53;
+pub const TUNNEL_PORT: u16 = 50103;
 
 /// An overlay whose far server 0 has a socket, and whose paths are known.
-struct Target {
-    overlay: Overlay,
-    socket: UdpSocket,
+pub struct Target {
+    pub overlay: Overlay,
+    pub socket: UdpSocket,
 }
 
 impl Target {
-    fn new(label: &str) -> Self {
+    pub fn new(label: &str) -> Self {
         let overlay = Overlay::new(label);
         let socket = bind(&overlay.far_servers[0], PORT);
         overlay
@@ -36,14 +36,14 @@ impl Target {
     }
 
     /// The inner packet that a tunnel would carry from the client to the server.
-    fn inner(&self) -> Inner {
+    pub fn inner(&self) -> Inner {
         Inner {
             source: self.overlay.client_instance.address,
             destination: self.overlay.far_instances[0].namespace_address,
         }
     }
 
-    fn far_address(&self) -> Ipv4Addr {
+    pub fn far_address(&self) -> Ipv4Addr {
         self.overlay.far.host().address()
     }
 
@@ -58,7 +58,7 @@ impl Target {
     }
 
     /// Nothing has reached the server, which is alive.
-    fn nothing_arrived(&self) {
+    pub fn nothing_arrived(&self) {
         let client = bind(&self.overlay.client, 0);
         client
             .send_to(b"honest", (self.overlay.far_instances[0].address, PORT))
@@ -75,13 +75,13 @@ impl Target {
 
 /// An inner UDP packet; each case states what is wrong with it.
 #[derive(Clone, Copy)]
-struct Inner {
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
+pub struct Inner {
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
 }
 
 impl Inner {
-    fn bytes(self) -> Vec<u8> {
+    pub fn bytes(self) -> Vec<u8> {
         let builder =
             PacketBuilder::ipv4(self.source.octets(), self.destination.octets(), 64).udp(4_000, PORT);
         let mut bytes = Vec::with_capacity(builder.size(7));
@@ -154,18 +154,10 @@ fn nobody_but_the_data_plane_speaks_to_a_tunnel_port() {
         .expect("sent");
     expect_counter(near, "firewall", "TUNNEL_FROM_HOST", 1);
 
-    let mut nobody = near.host().command("setpriv").expect("a command");
-    let script = format!("echo hostile > /dev/udp/{}/{TUNNEL_PORT}", target.far_address());
-    nobody.args([
-        "--reuid=nobody",
-        "--regid=nogroup",
-        "--clear-groups",
-        "bash",
-        "-c",
-        &script,
-    ]);
-    let status = nobody.output().expect("run").status;
-    assert!(!status.success(), "the kernel tells whoever sends");
+    assert!(
+        !nobody_sends(near, target.far_address()),
+        "the kernel tells whoever sends"
+    );
     expect_counter(near, "firewall", "TUNNEL_FROM_HOST", 2);
 
     assert_eq!(seen_by_far(), before, "nothing of it crossed the wire");
@@ -323,13 +315,28 @@ fn random_bytes_and_truncated_datagrams_are_counted() {
     target.nothing_arrived();
 }
 
-fn plain_socket(namespace: &Namespace) -> UdpSocket {
+pub fn plain_socket(namespace: &Namespace) -> UdpSocket {
     let bound = namespace.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)));
     bound.expect("entered").expect("a free port")
 }
 
+/// Whether a user without any rights can send to the tunnel port at an address.
+pub fn nobody_sends(from: &Worker, to: Ipv4Addr) -> bool {
+    let script = format!("echo hostile > /dev/udp/{to}/{TUNNEL_PORT}");
+    let mut nobody = from.host().command("setpriv").expect("a command");
+    nobody.args([
+        "--reuid=nobody",
+        "--regid=nogroup",
+        "--clear-groups",
+        "bash",
+        "-c",
+        &script,
+    ]);
+    nobody.output().expect("run").status.success()
+}
+
 /// Sends an IPv4 packet as it is.
-fn send_raw(namespace: &Namespace, packet: &[u8]) {
+pub fn send_raw(namespace: &Namespace, packet: &[u8]) {
     let opened: nix::Result<OwnedFd> = namespace
         .enter(|| {
             socket(
@@ -347,7 +354,7 @@ fn send_raw(namespace: &Namespace, packet: &[u8]) {
     assert_eq!(sent, packet.len());
 }
 
-fn expect_counter(worker: &Worker, hook: &str, name: &str, expected: u64) {
+pub fn expect_counter(worker: &Worker, hook: &str, name: &str, expected: u64) {
     let what = format!("{expected} packets counted as {name} at {hook}");
     lab::wait_for(&what, DEADLINE, || Ok(worker.counter(hook, name)? >= expected))
         .unwrap_or_else(|error| panic!("{error:#}: {:?}", worker.get("/drops")));

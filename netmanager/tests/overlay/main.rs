@@ -3,9 +3,13 @@
 //!
 //! The answers about services take 50 ms, so that first packets really wait.
 
+mod back_doors;
+mod changes;
 mod first_packet;
 mod fixture;
 mod hostile;
 mod lifecycle;
+mod registration;
 mod restart;
+mod tagged;
 mod transfer;

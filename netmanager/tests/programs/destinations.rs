@@ -4,7 +4,7 @@ use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
 use crate::frame::{ACK, Packet, SYN, Transport};
-use crate::host::Host;
+use crate::host::{Context, Host, Outcome, assert_outcome};
 use crate::topology::{
     A, A_SHOWN, A_TO_B, C, EMPTY, HOST, INTERFACE, MAC_OF_A, NEIGHBOUR, OUTER_A, S, S_SHOWN, SINGLE, Site, T,
     T_SHOWN, UNKNOWN, index_of, set_endpoint, set_service, vacate,
@@ -153,7 +153,15 @@ fn p13_a_parked_packet_on_its_way_to_netmanager_is_left_alone_and_goes_on_once_t
         destination: UNKNOWN,
         ..Packet::default()
     };
-    node.passes("out of oak0", Program::FromHost, &packet.frame());
+    let parked = Context {
+        ingress: INTERFACE,
+        ..Context::default()
+    };
+    let ran = node.run_with(Program::FromHost, &packet.frame(), parked);
+    assert_outcome("out of oak0", Program::FromHost, &ran, Outcome::Did(Action::Pass));
+    assert_eq!(ran.frame, packet.frame());
+    // The same packet, routed there by the node's own stack, has somebody else's word for its source.
+    node.drops("routed", Program::FromHost, &packet.frame(), DropReason::Spoofed);
 
     set_service(&mut node.tables, 9, UNKNOWN, 1, &[index_of(S)]);
     let sent = Packet {

@@ -173,13 +173,14 @@ fn p20_datagrams_and_pings_of_a_replaced_instance_choose_anew() {
 }
 
 #[test]
-fn p20_to_an_instance_address_a_segment_goes_on_to_whoever_has_it_now() {
-    // A server, which opens nothing: its peer's successor learns of the connection, and resets it.
+fn p20_a_server_whose_client_was_replaced_is_reset() {
+    // A server, which opens nothing: the connection ended with its peer.
     let mut node = Host::at(Site::A);
     for (_, successor) in REPLACEMENTS {
         node.reset();
         let data = Packet {
             flags: ACK,
+            acknowledgement: 4711,
             source_port: 80,
             destination: S_SHOWN,
             destination_port: 5000,
@@ -193,14 +194,36 @@ fn p20_to_an_instance_address_a_segment_goes_on_to_whoever_has_it_now() {
             &sent(&data),
         );
         successor(&mut node);
+        let reset = Packet {
+            to_mac: MAC_OF_A,
+            from_mac: GATEWAY_MAC,
+            source: S_SHOWN,
+            source_port: 5000,
+            destination: A,
+            destination_port: 80,
+            flags: RST,
+            sequence: data.acknowledgement,
+            window: 0,
+            identification: 0,
+            payload: Vec::new(),
+            ..Packet::default()
+        };
         node.expect(
             "after",
+            Program::FromEndpoint,
+            &data.frame(),
+            Action::Reset,
+            &reset.frame(),
+        );
+        // What is no longer part of it is for whoever has the address, from the port it has.
+        node.expect(
+            "later",
             Program::FromEndpoint,
             &data.frame(),
             Action::Tunnel,
             &sent(&data),
         );
-        assert_eq!(node.flows().len(), 2);
+        assert_eq!(node.flows().len(), 2, "nothing of the ended flow is left");
     }
 }
 

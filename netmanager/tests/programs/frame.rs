@@ -259,14 +259,14 @@ pub struct Outer {
 }
 
 impl Outer {
-    /// The frame in which the data plane sends `inner`: the source port is the flow's, the type of service is
+    /// The frame in which the data plane sends `inner`: the source port is the flow's, the service class is
     /// copied, and a trailer stays a trailer.
     pub fn carrying(&self, inner: &Packet) -> Vec<u8> {
         let (source, destination) = inner.ports();
         let ports = u32::from(source.to_be()) << 16 | u32::from(destination.to_be());
         let outer = Self {
             source_port: u16::from_be_bytes(source_port(inner.source, inner.destination, ports)),
-            type_of_service: inner.type_of_service,
+            type_of_service: inner.type_of_service & 0xfc,
             ..*self
         };
         [outer.around(&inner.ip()), inner.trailer.clone()].concat()

@@ -58,6 +58,8 @@ impl Outcome {
 pub struct Context {
     /// The interface it comes from; it has to exist.
     pub interface: u32,
+    /// The interface it came into the namespace by; zero for what the node itself sends.
+    pub ingress: u32,
     /// Payload of each segment, for a superframe.
     pub segment_size: u32,
 }
@@ -66,6 +68,7 @@ impl Default for Context {
     fn default() -> Self {
         Self {
             interface: INTERFACE,
+            ingress: 0,
             segment_size: 0,
         }
     }
@@ -74,12 +77,14 @@ impl Default for Context {
 impl Context {
     /// As `struct __sk_buff` lies in memory; the kernel wants all other fields to be zero.
     fn bytes(self) -> [u8; 192] {
+        const INGRESS: usize = 36;
         const INTERFACE: usize = 40;
         const SEGMENTS: usize = 164;
         const SEGMENT_SIZE: usize = 176;
         let mut bytes = [0; 192];
         let segments = u32::from(self.segment_size != 0) * 2;
         for (offset, value) in [
+            (INGRESS, self.ingress),
             (INTERFACE, self.interface),
             (SEGMENTS, segments),
             (SEGMENT_SIZE, self.segment_size),

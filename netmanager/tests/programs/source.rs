@@ -5,7 +5,7 @@ use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
 use crate::frame::{Packet, Transport};
-use crate::host::Host;
+use crate::host::{Context, Host, Outcome, assert_outcome};
 use crate::topology::{
     A, A_SHOWN, C, HOST, HOST_B_SHOWN, HOST_SHOWN, NEIGHBOUR, OTHER_INTERFACE, OUTER_A, OUTER_B, OUTER_C, S,
     S_SHOWN, SINGLE, Site, UNKNOWN, set_endpoint, set_tunnel,
@@ -98,6 +98,39 @@ fn p13_what_is_written_back_or_routed_into_the_overlay_needs_a_source_of_this_no
         };
         node.passes(name, Program::FromHost, &foreign.frame());
     }
+}
+
+#[test]
+fn p13_what_others_route_into_the_overlay_has_no_place_in_it_whatever_its_source() {
+    let node = Host::at(Site::A);
+    // Forwarded from elsewhere under the node's or an endpoint's address; an endpoint's without coming from it.
+    for (name, source, ingress) in [
+        ("the node's address", HOST, OTHER_INTERFACE),
+        ("an endpoint's address", A, OTHER_INTERFACE),
+        ("an endpoint's address, from the node", A, 0),
+        ("the world's", [8, 8, 8, 8], OTHER_INTERFACE),
+    ] {
+        let context = Context {
+            ingress,
+            ..Context::default()
+        };
+        for destination in [SINGLE, NEIGHBOUR, S_SHOWN, UNKNOWN, C] {
+            let packet = Packet {
+                source,
+                destination,
+                ..Packet::default()
+            };
+            let ran = node.run_with(Program::FromHost, &packet.frame(), context);
+            let case = format!("{name} to {destination:?}");
+            assert_outcome(
+                &case,
+                Program::FromHost,
+                &ran,
+                Outcome::Dropped(DropReason::Spoofed),
+            );
+        }
+    }
+    assert_eq!(node.flows().len(), 0);
 }
 
 #[test]

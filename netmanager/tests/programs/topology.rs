@@ -10,7 +10,7 @@
 
 use dataplane_ebpf::address::TUNNEL_PORT;
 use dataplane_ebpf::tables::{
-    BackendKey, BackendSet, Endpoint, Instance, Node, Place, Service, TunnelKey, delivery, policy,
+    BackendKey, BackendSet, Endpoint, Instance, Node, Peer, Place, Service, TunnelKey, delivery, policy,
 };
 use netmanager::dataplane::Tables;
 
@@ -234,7 +234,14 @@ fn fill_nodes(tables: &mut Tables, site: Site) {
         set_node(tables, index, node);
         tables
             .peers
-            .insert(other.outer(), index, 0)
+            .insert(
+                other.outer(),
+                Peer {
+                    group: index,
+                    interface: INTERFACE,
+                },
+                0,
+            )
             .expect("room in PEERS");
         set_tunnel(tables, other.outer(), TUNNEL_PORT, index);
     }
