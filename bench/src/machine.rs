@@ -5,8 +5,9 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
@@ -34,10 +35,13 @@ impl Processors {
         let server = *all.get(1).unwrap_or(&client);
         Ok(Self { client, server, all })
     }
+}
 
-    pub fn count(&self) -> usize {
-        self.all.len()
-    }
+/// How many processors the machine has, whether or not this process may use them.
+pub fn processors_online() -> Result<usize> {
+    let number = sysconf(SysconfVar::_NPROCESSORS_ONLN).context("cannot ask for the number of processors")?;
+    let number = number.context("the kernel does not tell the number of processors")?;
+    Ok(usize::try_from(number)?)
 }
 
 /// Keeps the calling thread, and threads that it starts, on one processor.
@@ -132,8 +136,16 @@ pub fn busy_seconds() -> Result<f64> {
     let ticks = busy_ticks(&text).context("/proc/stat does not tell how busy the machine is")?;
     let per_second = sysconf(SysconfVar::CLK_TCK)
         .context("cannot ask for the length of a tick")?
-        .ok_or_else(|| anyhow!("the kernel does not tell the length of a tick"))?;
+        .context("the kernel does not tell the length of a tick")?;
     Ok(ticks as f64 / per_second as f64)
+}
+
+/// Which share of the machine is used, looking for so long.
+pub fn busy_share(look: Duration) -> Result<f64> {
+    let (began, before) = (Instant::now(), busy_seconds()?);
+    thread::sleep(look);
+    let used = busy_seconds()? - before;
+    Ok(used / began.elapsed().as_secs_f64() / processors_online()? as f64)
 }
 
 /// `cpu user nice system idle iowait irq softirq steal guest guest_nice`; guests are counted in user already.

@@ -23,12 +23,14 @@ use self::report::{Report, Row, Verdict, void_because};
 use self::rounds::Extent;
 use self::topology::Topology;
 use crate::load::CONGESTION_CONTROL;
-use crate::machine::{Processors, kernel_release};
+use crate::machine::{Processors, busy_share, kernel_release, processors_online};
 
 /// Where the NetManager to be measured is.
 const PROGRAM_VARIABLE: &str = "NETMANAGER";
 /// Fewer rounds leave the interval of a median too wide.
 const FEWEST_ROUNDS: u32 = 15;
+/// How long the machine is looked at before anything runs.
+const QUIET_LOOK: Duration = Duration::from_secs(1);
 /// Exit code of a run that tells nothing.
 const VOID: u8 = 2;
 
@@ -47,7 +49,7 @@ pub struct Options {
     /// Rounds, at least 15 unless --quick [default: 15, with --quick 3].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Length of each measurement; a round has 24 of them [default: 1, with --quick 0.3].
+    /// How long each path is measured in a round, for each of three loads [default: 1, with --quick 0.3].
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
     /// Also writes everything to a file, as JSON.
@@ -110,6 +112,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
     }
     let processors = Processors::find()?;
+    let busy_before = busy_share(QUIET_LOOK)?;
     eprintln!("building hosts, 1,000 services and 10,000 flows");
     let topology = Topology::build(&program, wire.offloads(), &processors)?;
 
@@ -122,13 +125,14 @@ pub fn run(options: Options) -> Result<ExitCode> {
     let void_because = void_because(&rows);
     let report = Report {
         kernel: kernel_release()?,
-        cpus: processors.count(),
+        cpus: processors_online()?,
         mtu: topology.mtu,
         offloads: wire.text(),
         congestion_control: CONGESTION_CONTROL,
         rounds: extent.rounds,
         seconds: extent.duration.as_secs_f64(),
         seed,
+        busy_before,
         void: !void_because.is_empty(),
         void_because,
         rows,

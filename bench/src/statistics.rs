@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 use rand::Rng;
+use serde::Serialize;
 
 /// One measurement of each path, taken back to back.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Pair {
     pub baseline: f64,
     pub measured: f64,

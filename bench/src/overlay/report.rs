@@ -31,6 +31,8 @@ pub struct Report {
     pub rounds: u32,
     pub seconds: f64,
     pub seed: u64,
+    /// Which share of the machine others used before anything was measured.
+    pub busy_before: f64,
     pub void: bool,
     /// Why it is.
     pub void_because: Vec<String>,
@@ -55,6 +57,8 @@ pub struct Row {
     pub unit: &'static str,
     pub bar: Option<Bar>,
     pub verdict: Option<Verdict>,
+    /// What it was made of, round by round: of the baseline and of the path.
+    pub rounds: Vec<Pair>,
 }
 
 /// How a row stands to its bar.
@@ -97,6 +101,7 @@ impl Row {
             unit: metric.unit(),
             bar,
             verdict: bar.map(|bar| verdict(bar, estimate)),
+            rounds: pairs.clone(),
         })
     }
 
@@ -169,7 +174,10 @@ impl Report {
             text.push_str(&format!("\nVOID: {reason}"));
         }
         if self.void {
-            text.push_str("\nThis run tells nothing. Was the machine doing something else?\n");
+            text.push_str(&format!(
+                "\nThis run tells nothing. Others used {:.0} % of the machine just before it.\n",
+                self.busy_before * 100.0
+            ));
         }
         text
     }

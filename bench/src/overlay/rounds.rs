@@ -1,4 +1,4 @@
-//! The rounds: every comparison in every figure, both paths back to back in random order.
+//! The rounds: every comparison under every load, both paths back to back in random order.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub struct Series {
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     pub rounds: u32,
-    /// Of each measurement.
+    /// Of what is measured of a path in a round, in each figure.
     pub duration: Duration,
 }
 
@@ -46,31 +46,20 @@ pub fn measure(
         })
         .collect();
     for round in 0..rounds {
-        let mut line = format!("round {} of {rounds}:", round + 1);
+        let mut line = format!("round {} of {rounds}", round + 1);
         for comparison in Comparison::ALL {
             let Comparison { measured, baseline } = comparison;
-            line.push_str(&format!(" {}", measured.name()));
+            line.push_str(&format!("; {}", measured.name()));
             for load in Load::ALL {
-                let run = |path: &Path| load.run(path, round as usize, processors, duration);
-                let failed = || {
-                    format!(
-                        "round {}, {} against {}",
-                        round + 1,
-                        measured.name(),
-                        baseline.name()
-                    )
-                };
-                let (baseline, measured) = (topology.path(baseline), topology.path(measured));
-                // Neither is always the one that finds the machine as the other has left it.
-                let (baseline, measured) = if random.random() {
-                    let baseline = run(baseline).with_context(failed)?;
-                    (baseline, run(measured).with_context(failed)?)
-                } else {
-                    let measured = run(measured).with_context(failed)?;
-                    (run(baseline).with_context(failed)?, measured)
-                };
-                for ((metric, baseline), (_, measured)) in baseline.into_iter().zip(measured) {
-                    let pair = Pair { baseline, measured };
+                let pairs = Order::any(random)
+                    .measure(topology.path(baseline), topology.path(measured), |path| {
+                        load.run(path, round as usize, processors, duration / HALVES)
+                    })
+                    .with_context(|| {
+                        let (measured, baseline) = (measured.name(), baseline.name());
+                        format!("round {}, {measured} against {baseline}", round + 1)
+                    })?;
+                for (metric, pair) in pairs {
                     line.push_str(&format!(" {:.3}", pair.ratio()));
                     for series in &mut all {
                         if series.comparison == comparison && series.metric == metric {
@@ -79,11 +68,64 @@ pub fn measure(
                     }
                 }
             }
-            line.push(';');
         }
-        eprintln!("{}", line.trim_end_matches(';'));
+        eprintln!("{line}");
     }
     Ok(all)
+}
+
+/// In so many parts each path of a pair is measured: once before and once after the other, or the other way round.
+/// So what the machine's state drifts by meanwhile falls on both alike.
+const HALVES: u32 = 2;
+
+/// Which path goes first, and last.
+#[derive(Clone, Copy)]
+enum Order {
+    BaselineOutside,
+    MeasuredOutside,
+}
+
+impl Order {
+    fn any(random: &mut impl Rng) -> Self {
+        if random.random() {
+            Self::BaselineOutside
+        } else {
+            Self::MeasuredOutside
+        }
+    }
+
+    /// Measures both paths in this order; the pairs are the means of their halves.
+    fn measure<P>(
+        self,
+        baseline: &P,
+        measured: &P,
+        run: impl Fn(&P) -> Result<Figures>,
+    ) -> Result<Vec<(Metric, Pair)>> {
+        let (outside, inside) = match self {
+            Self::BaselineOutside => (baseline, measured),
+            Self::MeasuredOutside => (measured, baseline),
+        };
+        let first = run(outside)?;
+        let between = mean(run(inside)?, run(inside)?);
+        let around = mean(first, run(outside)?);
+        let (baseline, measured) = match self {
+            Self::BaselineOutside => (around, between),
+            Self::MeasuredOutside => (between, around),
+        };
+        let pairs = baseline.into_iter().zip(measured);
+        Ok(pairs
+            .map(|((metric, baseline), (_, measured))| (metric, Pair { baseline, measured }))
+            .collect())
+    }
+}
+
+/// What a load gives, the same figures in the same order each time.
+type Figures = Vec<(Metric, f64)>;
+
+fn mean(one: Figures, other: Figures) -> Figures {
+    let both = one.into_iter().zip(other);
+    both.map(|((metric, one), (_, other))| (metric, f64::midpoint(one, other)))
+        .collect()
 }
 
 /// What runs over a path for a while; one load may give several figures.
@@ -97,13 +139,7 @@ enum Load {
 impl Load {
     const ALL: [Self; 3] = [Self::Stream, Self::Exchange, Self::Connections];
 
-    fn run(
-        self,
-        path: &Path,
-        turn: usize,
-        processors: &Processors,
-        duration: Duration,
-    ) -> Result<Vec<(Metric, f64)>> {
+    fn run(self, path: &Path, turn: usize, processors: &Processors, duration: Duration) -> Result<Figures> {
         Ok(match self {
             Self::Stream => {
                 let stream = stream(path, turn, processors, duration)?;
@@ -121,5 +157,28 @@ impl Load {
                 connections_per_second(path, processors, duration)?,
             )],
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_steady_drift_of_the_machine_does_not_touch_the_ratio() {
+        for order in [Order::BaselineOutside, Order::MeasuredOutside] {
+            let machine = Cell::new(100.0);
+            let run = |speed: &f64| {
+                machine.set(machine.get() + 10.0);
+                Ok(vec![(Metric::Throughput, speed * machine.get())])
+            };
+            let pairs = order.measure(&1.0, &2.0, run).expect("figures");
+            let [(Metric::Throughput, pair)] = pairs[..] else {
+                panic!("one figure, not {pairs:?}");
+            };
+            assert_eq!(pair.ratio(), 2.0);
+        }
     }
 }

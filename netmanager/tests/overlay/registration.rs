@@ -17,11 +17,11 @@ fn a_host_in_the_overlays_range_is_not_cut_off() {
     let lab = Lab::new("overlap").expect("a lab");
     let host = lab.host("near").expect("a host");
     let mut worker = given_up(&lab, &host);
-    host.ip("link add lan0 type dummy").expect("added");
+    host.ip("link add lan0 type bridge").expect("added");
     host.ip("address add 10.20.0.1/24 dev lan0").expect("added");
     let before = view(&host);
 
-    let (code, answer) = register(&worker, "near", "");
+    let (code, answer) = register(&worker, worker.node_id(), "");
     assert_eq!(code, 409, "{answer}");
     for word in ["lan0", "10.20.0.1"] {
         assert!(answer.to_string().contains(word), "{answer}");
@@ -30,7 +30,7 @@ fn a_host_in_the_overlays_range_is_not_cut_off() {
     assert_eq!(worker.request("/status", None).expect("answered").0, 400);
 
     host.ip("address delete 10.20.0.1/24 dev lan0").expect("deleted");
-    assert_eq!(register(&worker, "near", "").0, 200);
+    assert_eq!(register(&worker, worker.node_id(), "").0, 200);
     worker.restart().expect("resumed");
 }
 
@@ -42,7 +42,7 @@ fn a_first_start_that_fails_leaves_nothing_and_any_id_may_follow() {
     let before = view(&host);
     let occupant = occupy(&host);
 
-    let (code, answer) = register(&worker, "near", "");
+    let (code, answer) = register(&worker, worker.node_id(), "");
     assert_eq!(code, 500, "{answer}");
     assert!(answer.to_string().contains("50103"), "{answer}");
     assert_eq!(view(&host), before);
@@ -71,13 +71,13 @@ fn a_node_that_cannot_be_started_says_why_and_may_be_tried_again() {
 
     let (code, answer) = worker.request("/status", None).expect("answered");
     assert_eq!(code, 503, "{answer}");
-    for word in ["50103", "near"] {
+    for word in ["50103", worker.node_id()] {
         assert!(answer.to_string().contains(word), "{answer}");
     }
-    let (code, answer) = register(&worker, "near", "");
+    let (code, answer) = register(&worker, worker.node_id(), "");
     assert_eq!(code, 500, "still in the way: {answer}");
     drop(occupant);
-    let (code, answer) = register(&worker, "near", "");
+    let (code, answer) = register(&worker, worker.node_id(), "");
     assert_eq!(code, 200, "{answer}");
     let listed = worker.get("/endpoints").expect("listed");
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
@@ -95,8 +95,8 @@ fn one_endpoint_that_cannot_be_taken_over_costs_the_others_nothing() {
 
     // Half-made, and what has its link's name is no link of NetManager.
     let address = Ipv4Addr::new(10, 18, 0, 9);
-    let link = name::host_link("near", address);
-    host.ip(&format!("link add {link} type dummy")).expect("added");
+    let link = name::host_link(worker.node_id(), address);
+    host.ip(&format!("link add {link} type bridge")).expect("added");
     let file = state_file(&worker);
     let mut state = state(&worker);
     let mut bad = state["endpoints"]["shop.test.client.test/0"].clone();
@@ -123,7 +123,7 @@ fn another_address_of_the_cluster_is_kept() {
     let host = lab.host("near").expect("a host");
     let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
     for (given, kept) in [("192.0.2.77", "192.0.2.77"), ("", "192.0.2.77")] {
-        assert_eq!(register(&worker, "near", given).0, 200);
+        assert_eq!(register(&worker, worker.node_id(), given).0, 200);
         assert_eq!(
             state(&worker)["registration"]["cluster_address"],
             kept,
