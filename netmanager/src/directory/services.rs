@@ -134,6 +134,34 @@ impl Directory {
         }
     }
 
+    /// Lets no service address lead to the instance any more, while it is still there: new flows go to the others, and
+    /// those that go there find it.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn withdraw(&mut self, instance: Ipv4Addr) -> Result<(), DataplaneError> {
+        let Some(index) = self.index_of(instance) else {
+            return Ok(());
+        };
+        let remaining: Vec<(Ipv4Addr, Vec<u32>)> = self
+            .services
+            .iter()
+            .filter(|(_, service)| service.backends.contains(&index))
+            .map(|(address, service)| {
+                let others = service
+                    .backends
+                    .iter()
+                    .copied()
+                    .filter(|backend| *backend != index);
+                (*address, others.collect())
+            })
+            .collect();
+        for (address, backends) in remaining {
+            self.set_backends(address, &backends)?;
+        }
+        Ok(())
+    }
+
     /// Writes a generation of backends and switches to it by one store.
     fn set_backends(&mut self, address: Ipv4Addr, backends: &[u32]) -> Result<(), DataplaneError> {
         let known = self.services.get(&address);

@@ -275,8 +275,11 @@ impl Node {
             return Ok(());
         };
         self.faults.detach.check(Step::FillTables)?;
-        self.directory()
-            .remove_endpoint(endpoint.instance_address, endpoint.namespace_address)?;
+        {
+            let mut directory = self.directory();
+            directory.withdraw(endpoint.instance_address)?;
+            directory.remove_endpoint(endpoint.instance_address, endpoint.namespace_address)?;
+        }
         self.faults.detach.check(Step::CreateLink)?;
         endpoint::detach(
             &self.netlink,

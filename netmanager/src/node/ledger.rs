@@ -59,14 +59,6 @@ impl Ledger {
         true
     }
 
-    /// Takes an answer in of which nobody knows when it was asked for: only if nothing at all is known of the
-    /// service. Of a service that is known the changes come unasked, whatever else an answer says is older.
-    pub fn answer_of_unknown_age(&mut self, record: ServiceRecord) {
-        if !self.services.contains_key(&record.name) {
-            self.update(record);
-        }
-    }
-
     /// Takes in what was said unasked.
     pub fn update(&mut self, record: ServiceRecord) {
         let Asked(number) = self.ask();
@@ -204,9 +196,6 @@ mod tests {
         ledger.gone(NAME);
         assert!(!ledger.answer(service(3), asked));
         assert_eq!(ledger.service(NAME), None);
-        ledger.answer_of_unknown_age(service(4));
-        ledger.answer_of_unknown_age(service(5));
-        assert_eq!(ledger.service(NAME), Some(&service(4)));
     }
 
     #[test]

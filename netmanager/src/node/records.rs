@@ -85,16 +85,6 @@ impl Node {
         Ok(true)
     }
 
-    /// As [`Self::install_answer`], for an answer of which nobody knows when it was asked for.
-    ///
-    /// # Errors
-    /// As [`Self::install_answer`].
-    pub(super) async fn install_service(&self, record: ServiceRecord) -> Result<(), DataplaneError> {
-        let name = record.name.clone();
-        lock(&self.ledger).answer_of_unknown_age(record);
-        self.install(&name, &mut Ways::new()).await
-    }
-
     /// Enters again what is known of a service, because one of its instances came to this node or left it. What
     /// needs a way that is not known follows in the next round of upkeep.
     pub(super) fn renew_service(&self, name: &str) -> Result<(), DataplaneError> {

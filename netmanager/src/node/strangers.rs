@@ -91,6 +91,7 @@ impl Node {
     /// Enters the service of `source` if the cluster says that an instance with this address lives at `sender`.
     /// Where it lives.
     async fn meet(&self, sender: Ipv4Addr, source: Ipv4Addr) -> Result<Option<Ipv4Addr>, NoAnswer> {
+        let asked = lock(&self.ledger).ask();
         let Some(record) = self.resolver.resolve(source).await.map_err(|error| {
             tracing::debug!(%error, %source, "no answer about a stranger");
             NoAnswer
@@ -104,7 +105,7 @@ impl Node {
             .find(|instance| instance.address == source)
             .map(|instance| instance.node.address);
         if home == Some(sender)
-            && let Err(error) = self.install_service(record).await
+            && let Err(error) = self.install_answer(record, asked).await
         {
             tracing::error!(%error, "cannot enter a service");
         }
