@@ -44,6 +44,13 @@ pub async fn status(socket: &Path, output: &Output) -> anyhow::Result<()> {
                     status.parked_full, status.parked_refused, status.parked_unanswered
                 ),
             ),
+            (
+                "unknown addresses",
+                status.upcalls_broken.clone().map_or_else(
+                    || "are asked for".to_owned(),
+                    |reason| format!("stay unknown: {reason}"),
+                ),
+            ),
         ];
         for (name, value) in rows {
             table.add_row([name.to_owned(), value]);
