@@ -1,5 +1,6 @@
 //! Measures the overlay against plain routing, on hosts made of network namespaces.
 
+mod interrupt;
 mod load;
 mod machine;
 mod overlay;

@@ -22,6 +22,7 @@ use rand::rngs::StdRng;
 use self::report::{Report, Row, Verdict, void_because};
 use self::rounds::Extent;
 use self::topology::Topology;
+use crate::interrupt;
 use crate::load::CONGESTION_CONTROL;
 use crate::machine::{Processors, busy_share, kernel_release, processors_online};
 
@@ -112,6 +113,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
     }
     let processors = Processors::find()?;
+    interrupt::catch()?;
     let busy_before = busy_share(QUIET_LOOK)?;
     eprintln!("building hosts, 1,000 services and 10,000 flows");
     let topology = Topology::build(&program, wire.offloads(), &processors)?;

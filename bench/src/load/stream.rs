@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Path;
 use super::server::SINK_PORT;
 use super::socket::connected;
+use super::{PATIENCE, Path};
 use crate::machine::{Processors, busy_seconds, on_processor};
 
 /// Bytes per write and at most per read.
@@ -51,10 +51,17 @@ pub fn stream(path: &Path, turn: usize, processors: &Processors, duration: Durat
 fn measure(path: &Path, duration: Duration) -> Result<Stream> {
     thread::sleep(WARM_UP);
     let before = Reading::take(path)?;
-    thread::sleep(duration);
-    let after = Reading::take(path)?;
+    let after = loop {
+        thread::sleep(duration);
+        let after = Reading::take(path)?;
+        // A stall counts for as long as it lasts: no bytes would be no figure.
+        if after.received > before.received {
+            break after;
+        }
+        let waited = after.at - before.at;
+        ensure!(waited < PATIENCE, "nothing has arrived within {waited:?}");
+    };
     let bytes = (after.received - before.received) as f64;
-    ensure!(bytes > 0.0, "nothing has arrived in {duration:?}");
     Ok(Stream {
         gigabits_per_second: bytes * 8.0 / 1e9 / (after.at - before.at).as_secs_f64(),
         busy_seconds_per_gigabyte: (after.busy - before.busy) / (bytes / 1e9),

@@ -227,7 +227,7 @@ fn bar_text(bar: Option<Bar>, verdict: Option<Verdict>) -> String {
     };
     match verdict {
         Some(Verdict::Holds) => format!("{bar}: holds"),
-        Some(Verdict::Unsure) => format!("{bar}: not held, within the interval"),
+        Some(Verdict::Unsure) => format!("{bar}: unsure"),
         Some(Verdict::Missed) => format!("{bar}: MISSED"),
         None => bar,
     }

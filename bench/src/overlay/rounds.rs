@@ -7,6 +7,7 @@ use rand::Rng;
 
 use super::comparison::{Comparison, Metric};
 use super::topology::Topology;
+use crate::interrupt;
 use crate::load::{Path, connections_per_second, median_exchange, stream};
 use crate::machine::Processors;
 use crate::statistics::Pair;
@@ -53,6 +54,7 @@ pub fn measure(
             for load in Load::ALL {
                 let pairs = Order::any(random)
                     .measure(topology.path(baseline), topology.path(measured), |path| {
+                        interrupt::check()?;
                         load.run(path, round as usize, processors, duration / HALVES)
                     })
                     .with_context(|| {

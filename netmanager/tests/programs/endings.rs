@@ -31,9 +31,19 @@ fn succeed(node: &mut Host) {
 }
 
 /// How the instance of the single service may be replaced.
-const REPLACEMENTS: [Replacement; 2] = [
+const REPLACEMENTS: [Replacement; 3] = [
     ("in its slot", |node| replace(&mut node.tables, S)),
     ("in another slot", succeed),
+    ("in another slot, its own given to a third", |node| {
+        succeed(node);
+        let third = Instance {
+            place: Place::new([10, 18, 0, 98], Site::B.index(Site::A)),
+            incarnation: 7,
+            address: [10, 30, 2, 98],
+            ..Instance::default()
+        };
+        set_instance(&mut node.tables, index_of(S), third);
+    }),
 ];
 
 type Replacement = (&'static str, fn(&mut Host));

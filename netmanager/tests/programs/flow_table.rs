@@ -13,7 +13,7 @@ use netmanager::dataplane::{OBJECT, Pins, Program};
 
 use crate::frame::{ACK, PSH, Packet, Transport};
 use crate::host::{Context, Host, Outcome, REDIRECT, assert_outcome, coarse_time, run};
-use crate::topology::{A, A_SHOWN, A_TO_B, S, S_SHOWN, SINGLE, Site, incarnation_of, index_of};
+use crate::topology::{A, A_SHOWN, A_TO_B, B_TO_A, S, S_SHOWN, SINGLE, Site, incarnation_of, index_of};
 
 /// A node whose table of flows is the map that `pin` pins at the path it is given, for the time of loading.
 fn with_pinned_flows(pin: impl FnOnce(&Path)) -> Host {
@@ -154,6 +154,50 @@ fn p22_a_full_table_keeps_the_flows_it_has() {
             (key(S_SHOWN, 80, A, 5000), reverse),
         ])
     );
+}
+
+#[test]
+fn p22_packets_keep_both_entries_of_their_flow_and_the_service_young() {
+    let mut node = Host::at(Site::A);
+    let first = request(5000);
+    let before = coarse_time();
+    node.run(Program::FromEndpoint, &first.frame());
+    let service = node.tables.services.get(&SINGLE, 0).expect("a service");
+    assert!(
+        (before..=coarse_time()).contains(&service.last_used),
+        "{service:?}"
+    );
+
+    let answer = Packet {
+        flags: ACK,
+        source: S_SHOWN,
+        source_port: 80,
+        destination: A,
+        destination_port: 5000,
+        ..Packet::default()
+    };
+    for (key, program, frame) in [
+        (key(A, 5000, SINGLE, 80), Program::FromEndpoint, first.frame()),
+        (
+            key(S_SHOWN, 80, A, 5000),
+            Program::FromUplink,
+            B_TO_A.carrying(&answer),
+        ),
+    ] {
+        let young = node.tables.flows.get(&key, 0).expect("an entry of the flow");
+        let old = Flow {
+            last_seen: young.last_seen - 10,
+            ..young
+        };
+        node.tables.flows.insert(key, old, 0).expect("room in FLOWS");
+        let before = coarse_time();
+        node.run(program, &frame);
+        let seen = node.tables.flows.get(&key, 0).expect("an entry of the flow");
+        assert!(
+            (before..=coarse_time()).contains(&seen.last_seen),
+            "{program:?}: {seen:?}"
+        );
+    }
 }
 
 #[test]
