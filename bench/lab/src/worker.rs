@@ -209,14 +209,14 @@ impl Worker {
 
     /// Waits until it takes requests.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        let socket = self.socket();
-        let daemon = &mut self.daemon;
         wait_for("NetManager to take requests", READY, || {
-            if let Some(status) = daemon.ended()? {
-                anyhow::bail!("it has ended ({status}):\n{}", daemon.log()?);
+            if let Some(status) = self.daemon.ended()? {
+                anyhow::bail!("it has ended ({status}):\n{}", self.daemon.log()?);
             }
-            // Its file is there before the daemon listens, so only an answer counts.
-            Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
+            // Any answer will do, but only an answer: a child that a killed predecessor was about to start holds the
+            // old socket for a moment, so that connecting says nothing.
+            self.request("/status", None)?;
+            Ok(true)
         })
     }
 
