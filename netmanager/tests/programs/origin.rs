@@ -1,5 +1,6 @@
 //! P-41: who may speak from inside a tunnel.
 
+use dataplane_ebpf::tables::Peer;
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
@@ -125,6 +126,30 @@ fn p41_a_known_flow_is_no_way_around_the_check_of_the_source() {
         Action::Deliver,
         &shown.frame(),
     );
+}
+
+#[test]
+fn p41_nobody_outside_is_of_this_node_s_own_group() {
+    let mut node = Host::at(Site::A);
+    let known = node
+        .tables
+        .peers
+        .get(&OUTER_B, 0)
+        .expect("a node of the topology");
+    let nobodys = Peer { group: 0, ..known };
+    node.tables
+        .peers
+        .insert(OUTER_B, nobodys, 0)
+        .expect("room in PEERS");
+    for source in [C_SHOWN, A_SHOWN, S_SHOWN] {
+        let packet = Packet { source, ..inner() };
+        node.drops(
+            &format!("{source:?}"),
+            Program::FromUplink,
+            &B_TO_A.carrying(&packet),
+            DropReason::SourceNotOnNode,
+        );
+    }
 }
 
 #[test]
