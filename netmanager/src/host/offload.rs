@@ -64,6 +64,20 @@ pub fn set_feature(interface: &str, feature: &str, wanted: bool) -> Result<Outco
     })
 }
 
+/// Whether [`set_feature`] would try to change something: what it was before is to be noted first.
+///
+/// # Errors
+/// As [`set_feature`].
+pub fn would_change(interface: &str, feature: &str, wanted: bool) -> Result<bool> {
+    let failed = |source| Error::kernel("look at offload", format!("{feature} of {interface}"), source);
+    let device = Device::open(interface).map_err(failed)?;
+    let Some((bit, count)) = device.position(feature).map_err(failed)? else {
+        return Ok(false);
+    };
+    let state = device.state(bit, count).map_err(failed)?;
+    Ok(state.changeable && state.active != wanted)
+}
+
 struct Device {
     socket: OwnedFd,
     name: [libc::c_char; NAME_LENGTH],

@@ -170,15 +170,19 @@ impl Node {
         if !lock(&self.tended).insert(index) {
             return;
         }
-        match offload::set_feature(name, offload::UDP_SEGMENTATION, false) {
-            Ok(offload::Outcome::Changed) => {
-                let mut kept = self.kept.lock().await;
-                kept.state.offloads.push(name.to_owned());
-                if let Err(error) = kept.save() {
-                    tracing::error!(%error, "cannot note a changed offload");
-                }
+        match self.note_offload(name).await {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    interface = name,
+                    "UDP segmentation stays on"
+                );
+                return;
             }
-            Ok(offload::Outcome::AsWanted | offload::Outcome::Unknown) => {}
+        }
+        match offload::set_feature(name, offload::UDP_SEGMENTATION, false) {
+            Ok(offload::Outcome::Changed | offload::Outcome::AsWanted | offload::Outcome::Unknown) => {}
             Ok(offload::Outcome::Fixed) => {
                 tracing::warn!(
                     interface = name,
@@ -187,6 +191,20 @@ impl Node {
             }
             Err(error) => tracing::warn!(%error, interface = name, "cannot switch UDP segmentation off"),
         }
+    }
+
+    /// Notes that the offload of an interface is about to be switched off, so that a process that is killed right
+    /// after it leaves word of it.
+    async fn note_offload(&self, name: &str) -> anyhow::Result<()> {
+        if !offload::would_change(name, offload::UDP_SEGMENTATION, false)? {
+            return Ok(());
+        }
+        let mut kept = self.kept.lock().await;
+        if !kept.state.offloads.iter().any(|noted| noted == name) {
+            kept.state.offloads.push(name.to_owned());
+            kept.save()?;
+        }
+        Ok(())
     }
 }
 

@@ -130,6 +130,27 @@ impl Overlay {
     }
 }
 
+/// What a worker is told that is alone: its own addresses, and of no service.
+pub fn lone_answers() -> Answers {
+    Answers {
+        subnet: Some(Ipv4Addr::new(10, 18, 0, 0)),
+        address: Some(NEAR_NODE),
+        ..Answers::default()
+    }
+}
+
+/// The first instance on a worker that is alone.
+pub fn lone_instance(host: &lab::Host) -> Instance {
+    Instance {
+        service: CLIENT_NAME.to_owned(),
+        number: 0,
+        address: Ipv4Addr::new(10, 30, 1, 1),
+        namespace_address: Ipv4Addr::new(10, 18, 0, 2),
+        host: host.address(),
+        incarnation: 1,
+    }
+}
+
 /// A TCP socket that listens in a namespace on all addresses.
 pub fn listen(endpoint: &lab::Namespace, port: u16) -> TcpListener {
     endpoint

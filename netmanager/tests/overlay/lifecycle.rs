@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::Path;
 
-use lab::worker::{Answers, Instance, Worker};
+use lab::worker::Worker;
 use lab::{Endpoint, Host, Lab, Namespace};
 use netmanager::dataplane::Pins;
 use netmanager::endpoint::Step;
 
-use crate::fixture::{DEADLINE, FAR_SERVICE, Overlay, program};
+use crate::fixture::{DEADLINE, FAR_SERVICE, Overlay, lone_answers, lone_instance, program};
 
 /// Steps of detaching that can fail.
 const DETACH_STEPS: [Step; 4] = [
@@ -26,8 +25,8 @@ fn n65_a_node_that_is_given_up_leaves_its_host_as_it_was() {
     let host = lab.host("near").expect("a host");
     let endpoint = host.endpoint("client").expect("an endpoint");
     let before = view(&host, &endpoint);
-    let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
-    worker.deploy(&endpoint, &instance(&host)).expect("attached");
+    let mut worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
+    worker.deploy(&endpoint, &lone_instance(&host)).expect("attached");
     assert_ne!(view(&host, &endpoint), before);
 
     let refused = worker.command_line(&["purge"]).expect("run");
@@ -50,8 +49,8 @@ fn n66_a_failure_at_any_step_of_attaching_leaves_everything_as_it_was() {
     let lab = Lab::new("attach fails").expect("a lab");
     let host = lab.host("near").expect("a host");
     let endpoint = host.endpoint("client").expect("an endpoint");
-    let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
-    let instance = instance(&host);
+    let mut worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
+    let instance = lone_instance(&host);
     // Once through, so that what stays after the first time (such as an entry in a cache) is there before.
     worker.deploy(&endpoint, &instance).expect("attached");
     worker
@@ -79,8 +78,8 @@ fn n66_a_failure_at_any_step_of_detaching_is_finished_by_the_next_try() {
     let lab = Lab::new("detach fails").expect("a lab");
     let host = lab.host("near").expect("a host");
     let endpoint = host.endpoint("client").expect("an endpoint");
-    let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
-    let instance = instance(&host);
+    let mut worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
+    let instance = lone_instance(&host);
     worker.deploy(&endpoint, &instance).expect("attached");
     worker
         .undeploy(&instance.service, instance.number)
@@ -112,8 +111,8 @@ fn a_crash_at_any_step_is_cleaned_up_by_the_next_process() {
     let lab = Lab::new("crash").expect("a lab");
     let host = lab.host("near").expect("a host");
     let endpoint = host.endpoint("client").expect("an endpoint");
-    let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
-    let instance = instance(&host);
+    let mut worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
+    let instance = lone_instance(&host);
     worker.deploy(&endpoint, &instance).expect("attached");
     worker
         .undeploy(&instance.service, instance.number)
@@ -147,8 +146,8 @@ fn attaching_again_changes_nothing_and_another_process_takes_the_place_over() {
     let lab = Lab::new("attach again").expect("a lab");
     let host = lab.host("near").expect("a host");
     let endpoint = host.endpoint("client").expect("an endpoint");
-    let worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
-    let instance = instance(&host);
+    let worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
+    let instance = lone_instance(&host);
     let address = worker.deploy(&endpoint, &instance).expect("attached");
     let before = view_of(&worker, &endpoint);
     assert_eq!(worker.deploy(&endpoint, &instance).expect("attached"), address);
@@ -178,8 +177,8 @@ fn an_endpoint_whose_container_ends_is_taken_off_by_itself() {
     let lab = Lab::new("container ends").expect("a lab");
     let host = lab.host("near").expect("a host");
     let endpoint = host.endpoint("client").expect("an endpoint");
-    let worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
-    worker.deploy(&endpoint, &instance(&host)).expect("attached");
+    let worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
+    worker.deploy(&endpoint, &lone_instance(&host)).expect("attached");
     endpoint.remove().expect("ended");
     lab::wait_for("the endpoint to be taken off", DEADLINE, || {
         Ok(worker.get("/endpoints")?.as_array().is_some_and(Vec::is_empty))
@@ -286,26 +285,6 @@ fn the_command_line_shows_what_the_daemon_knows() {
     }
 }
 
-fn answers() -> Answers {
-    let subnet = Some(Ipv4Addr::new(10, 18, 0, 0));
-    Answers {
-        subnet,
-        address: Some(Ipv4Addr::new(10, 30, 0, 1)),
-        ..Answers::default()
-    }
-}
-
-fn instance(host: &Host) -> Instance {
-    Instance {
-        service: "shop.test.client.test".to_owned(),
-        number: 0,
-        address: Ipv4Addr::new(10, 30, 1, 1),
-        namespace_address: Ipv4Addr::new(10, 18, 0, 2),
-        host: host.address(),
-        incarnation: 1,
-    }
-}
-
 fn pins(worker: &Worker) -> String {
     let folder = Pins::of(worker.node_id()).map("FLOWS");
     folder
@@ -319,7 +298,7 @@ fn pins(worker: &Worker) -> String {
 fn restart_with(lab: &Lab, worker: &mut Worker, arguments: &[&str]) {
     worker.daemon().kill().expect("killed");
     let host = worker.host().clone();
-    *worker = Worker::start_with(lab, &host, program(), &answers(), arguments).expect("a NetManager");
+    *worker = Worker::start_with(lab, &host, program(), &lone_answers(), arguments).expect("a NetManager");
 }
 
 /// What there is to be seen of a host and an endpoint.

@@ -4,12 +4,12 @@ use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 
-use lab::worker::{Answers, Instance, Worker};
+use lab::worker::Worker;
 use lab::{Host, Lab};
 use netmanager::endpoint::name;
 use serde_json::{Value, json};
 
-use crate::fixture::{DEADLINE, NEAR_NODE, program};
+use crate::fixture::{DEADLINE, NEAR_NODE, lone_answers, lone_instance, program};
 use crate::hostile::TUNNEL_PORT;
 
 #[test]
@@ -58,8 +58,8 @@ fn a_node_that_cannot_be_started_says_why_and_may_be_tried_again() {
     let lab = Lab::new("resume fails").expect("a lab");
     let host = lab.host("near").expect("a host");
     let endpoint = host.endpoint("client").expect("an endpoint");
-    let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
-    worker.deploy(&endpoint, &instance(&host)).expect("attached");
+    let mut worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
+    worker.deploy(&endpoint, &lone_instance(&host)).expect("attached");
     worker.daemon().kill().expect("killed");
     let occupant = occupy(&host);
     worker.daemon().restart().expect("started");
@@ -89,8 +89,8 @@ fn one_endpoint_that_cannot_be_taken_over_costs_the_others_nothing() {
     let lab = Lab::new("bad endpoint").expect("a lab");
     let host = lab.host("near").expect("a host");
     let endpoint = host.endpoint("client").expect("an endpoint");
-    let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
-    worker.deploy(&endpoint, &instance(&host)).expect("attached");
+    let mut worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
+    worker.deploy(&endpoint, &lone_instance(&host)).expect("attached");
     worker.daemon().kill().expect("killed");
 
     // Half-made, and what has its link's name is no link of NetManager.
@@ -121,7 +121,7 @@ fn one_endpoint_that_cannot_be_taken_over_costs_the_others_nothing() {
 fn another_address_of_the_cluster_is_kept() {
     let lab = Lab::new("cluster address").expect("a lab");
     let host = lab.host("near").expect("a host");
-    let mut worker = Worker::start(&lab, &host, program(), &answers()).expect("a NetManager");
+    let mut worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
     for (given, kept) in [("192.0.2.77", "192.0.2.77"), ("", "192.0.2.77")] {
         assert_eq!(register(&worker, worker.node_id(), given).0, 200);
         assert_eq!(
@@ -139,7 +139,7 @@ fn another_address_of_the_cluster_is_kept() {
 
 /// A daemon that runs and is not registered.
 fn given_up(lab: &Lab, host: &Host) -> Worker {
-    let mut worker = Worker::start(lab, host, program(), &answers()).expect("a NetManager");
+    let mut worker = Worker::start(lab, host, program(), &lone_answers()).expect("a NetManager");
     worker.daemon().kill().expect("killed");
     let output = worker.command_line(&["purge"]).expect("run");
     assert!(output.status.success(), "{output:?}");
@@ -184,23 +184,4 @@ fn view(host: &Host) -> Vec<String> {
         .iter()
         .map(|shown| String::from_utf8_lossy(shown).into_owned())
         .collect()
-}
-
-fn answers() -> Answers {
-    Answers {
-        subnet: Some(Ipv4Addr::new(10, 18, 0, 0)),
-        address: Some(NEAR_NODE),
-        ..Answers::default()
-    }
-}
-
-fn instance(host: &Host) -> Instance {
-    Instance {
-        service: "shop.test.client.test".to_owned(),
-        number: 0,
-        address: Ipv4Addr::new(10, 30, 1, 1),
-        namespace_address: Ipv4Addr::new(10, 18, 0, 2),
-        host: host.address(),
-        incarnation: 1,
-    }
 }
