@@ -4,7 +4,7 @@
 //! the old or the new. An endpoint is noted before its link is made and struck out after its link is gone: what
 //! the kernel has, the file knows, and a new process can finish or undo whatever a dead one had begun.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -13,6 +13,7 @@ use std::{fs, io};
 
 use nix::fcntl::{Flock, FlockArg};
 use protocol::network::BrokerAccess;
+use protocol::ports::PortMappings;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::addresses::Addresses;
@@ -56,6 +57,9 @@ pub struct State {
     pub sysctls: Sysctls,
     /// Interfaces whose UDP segmentation was switched off.
     pub offloads: Vec<String>,
+    /// Ports that were reserved from the kernel's own choice and were not reserved before.
+    #[serde(default)]
+    pub reserved_ports: BTreeSet<u16>,
 }
 
 /// Who this node is, and what was leased to it.
@@ -87,6 +91,9 @@ pub struct EndpointState {
     pub instance_address: Ipv4Addr,
     pub incarnation: u64,
     pub application: u32,
+    /// Ports that are published for it.
+    #[serde(default)]
+    pub ports: PortMappings,
     /// `None` until everything is in place: a new process undoes what is not.
     pub attached: Option<AttachedState>,
 }

@@ -170,17 +170,12 @@ impl Worker {
 
     /// Attaches an endpoint as an instance. Its namespace address.
     pub fn deploy(&self, endpoint: &Endpoint, instance: &Instance) -> Result<Ipv4Addr> {
-        let answer = self.post(
-            "/container/deploy",
-            &json!({
-                "pid": endpoint.pid(),
-                "serviceName": instance.service,
-                "instanceNumber": instance.number,
-                "portMappings": "",
-                "instanceIp": instance.address,
-                "incarnation": instance.incarnation,
-            }),
-        )?;
+        self.publish(endpoint, instance, "")
+    }
+
+    /// As [`Self::deploy`], with ports of the worker that lead to it.
+    pub fn publish(&self, endpoint: &Endpoint, instance: &Instance, ports: &str) -> Result<Ipv4Addr> {
+        let answer = self.post("/container/deploy", &deployment(endpoint, instance, ports))?;
         let address = answer["nsAddress"]
             .as_str()
             .context("the answer has no nsAddress")?;
@@ -290,6 +285,19 @@ impl Worker {
     fn socket(&self) -> PathBuf {
         self.root.join("etc/netmanager/netmanager.sock")
     }
+}
+
+/// The body of the request that attaches an endpoint as an instance, with ports of the worker that lead to it.
+#[must_use]
+pub fn deployment(endpoint: &Endpoint, instance: &Instance, ports: &str) -> Value {
+    json!({
+        "pid": endpoint.pid(),
+        "serviceName": instance.service,
+        "instanceNumber": instance.number,
+        "portMappings": ports,
+        "instanceIp": instance.address,
+        "incarnation": instance.incarnation,
+    })
 }
 
 /// Replaces a file in one step, so that its reader sees the old or the new.

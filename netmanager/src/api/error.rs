@@ -53,6 +53,7 @@ impl From<AttachError> for ApiError {
         let (code, path) = match &error {
             AttachError::NoInstanceAddress { .. } => (StatusCode::SERVICE_UNAVAILABLE, "instanceIp"),
             AttachError::AddressTaken { .. } => (StatusCode::CONFLICT, "instanceIp"),
+            AttachError::PortTaken { .. } => (StatusCode::CONFLICT, "portMappings"),
             AttachError::Exhausted(_) => (StatusCode::INSUFFICIENT_STORAGE, ""),
             AttachError::Endpoint(crate::endpoint::Error::HostNamespace(_)) => {
                 (StatusCode::BAD_REQUEST, "pid")
@@ -62,6 +63,7 @@ impl From<AttachError> for ApiError {
             | AttachError::Dataplane(_)
             | AttachError::State(_)
             | AttachError::Injected(_)
+            | AttachError::Ports(_)
             | AttachError::Link(_) => (StatusCode::INTERNAL_SERVER_ERROR, ""),
         };
         Self::new(code, path, chain(&error))

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use protocol::network::{DeployRequest, DeployResponse, RegisterRequest, UndeployRequest};
+use protocol::ports::{PortMappings, PortMappingsError};
 
 use super::error::ApiError;
 use crate::dataplane::CounterRow;
@@ -38,14 +39,12 @@ pub async fn deploy(
 ) -> Result<Json<DeployResponse>, ApiError> {
     let node = manager.node().await?;
     let Json(request) = body?;
-    if !request.port_mappings.trim().is_empty() {
-        let message = "publishing ports is not supported; leave portMappings empty";
-        return Err(ApiError::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "portMappings",
-            message,
-        ));
-    }
+    let ports: PortMappings = request
+        .port_mappings
+        .parse()
+        .map_err(|error: PortMappingsError| {
+            ApiError::new(StatusCode::BAD_REQUEST, "portMappings", error.to_string())
+        })?;
     let deploy = Deploy {
         pid: request.pid,
         service: request.service_name.clone(),
@@ -53,6 +52,7 @@ pub async fn deploy(
         instance_address: request.instance_ip,
         incarnation: request.incarnation,
         application: request.app_id.unwrap_or_default(),
+        ports,
     };
     let addresses = tokio::spawn(node.attach(deploy))
         .await

@@ -69,6 +69,7 @@ pub async fn endpoints(socket: &Path, output: &Output) -> anyhow::Result<()> {
             "NAMESPACE ADDRESS",
             "INTERFACE",
             "PID",
+            "PORTS",
         ]);
         for endpoint in &endpoints {
             table.add_row([
@@ -78,6 +79,7 @@ pub async fn endpoints(socket: &Path, output: &Output) -> anyhow::Result<()> {
                 endpoint.namespace_address.to_string(),
                 endpoint.interface.clone(),
                 endpoint.pid.to_string(),
+                endpoint.ports.to_string(),
             ]);
         }
         table

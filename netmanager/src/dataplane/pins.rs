@@ -6,8 +6,8 @@ use std::{fs, io};
 
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, RateWindow, Service,
-    TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, Published, PublishedKey,
+    RateWindow, Service, TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program};
@@ -152,6 +152,7 @@ fn sizes(name: &str) -> (usize, usize) {
         "TUNNELS" => (size_of::<TunnelKey>(), INDEX),
         "ENDPOINTS" => (ADDRESS, size_of::<Endpoint>()),
         "PEERS" => (ADDRESS, size_of::<Peer>()),
+        "PUBLISHED" => (size_of::<PublishedKey>(), size_of::<Published>()),
         "SERVICES" => (ADDRESS, size_of::<Service>()),
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),

@@ -27,6 +27,12 @@ pub fn host_link(node_id: &str, address: Ipv4Addr) -> String {
     format!("{PREFIX}{:04x}{:08x}", node_digits(node_id), address.to_bits())
 }
 
+/// The names of all links that [`host_link`] makes for this node, and of some that it does not, as iptables takes
+/// names that begin alike.
+pub fn host_links(node_id: &str) -> String {
+    format!("{PREFIX}{:04x}+", node_digits(node_id))
+}
+
 /// Whether a link of this name is the host's end of an endpoint, of any node.
 pub fn is_host_link(name: &str) -> bool {
     digits(name).is_some()

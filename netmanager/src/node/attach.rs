@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dataplane_ebpf::tables::delivery;
 use protocol::network::ServiceName;
+use protocol::ports::{PortMappings, TransportProtocol};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{Kept, Node, lock};
@@ -30,6 +31,8 @@ pub struct Deploy {
     pub incarnation: Option<u64>,
     /// Zero when unknown.
     pub application: u32,
+    /// Ports of the node that lead to it.
+    pub ports: PortMappings,
 }
 
 /// Why an endpoint could not be attached or detached.
@@ -45,6 +48,14 @@ pub enum AttachError {
     },
     #[error("{address} is the instance address of {holder} on this node already")]
     AddressTaken { address: Ipv4Addr, holder: String },
+    #[error("port {port}/{protocol} of this node belongs to {holder} already")]
+    PortTaken {
+        port: u16,
+        protocol: TransportProtocol,
+        holder: String,
+    },
+    #[error("keeping published ports free: {0:#}")]
+    Ports(#[source] anyhow::Error),
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
     #[error(transparent)]
@@ -81,11 +92,13 @@ impl Node {
                 holder: holder.clone(),
             });
         }
+        self.check_ports(&kept, &key, &deploy.ports)?;
         let mut replaced = None;
         if let Some(existing) = kept.state.endpoints.get(&key).cloned() {
             let same = existing.pid == deploy.pid
                 && existing.instance_address == instance_address
                 && existing.application == deploy.application
+                && existing.ports == deploy.ports
                 && deploy
                     .incarnation
                     .is_none_or(|incarnation| incarnation == existing.incarnation);
@@ -114,6 +127,7 @@ impl Node {
                     if let Err(error) = kept.save() {
                         tracing::error!(%error, "cannot note that an endpoint was not attached");
                     }
+                    self.settle_fewer_ports(&mut kept).await;
                 }
                 drop(kept);
                 if let Some(replaced) = replaced {
@@ -220,6 +234,7 @@ impl Node {
             instance_address,
             incarnation,
             application: deploy.application,
+            ports: deploy.ports.clone(),
             attached: None,
         };
         // Noted before anything is made, so that a process that is killed here leaves nothing unknown behind.
@@ -249,6 +264,7 @@ impl Node {
         let link = endpoint::attach_guarded(&self.netlink, &options, undo, guard).await?;
 
         self.faults.attach.check(Step::FillTables)?;
+        self.settle_ports(kept).await.map_err(AttachError::Ports)?;
         let node = self.clone();
         undo.push("take the endpoint out of the tables", move || async move {
             node.directory().remove_endpoint(instance_address, addresses.v4)
@@ -261,6 +277,11 @@ impl Node {
         if let Some(local) = local_endpoint(&endpoint) {
             self.directory().add_endpoint(&local)?;
         }
+        let (node, ports) = (self.clone(), endpoint.ports.clone());
+        undo.push("withdraw the published ports", move || async move {
+            node.directory().unpublish(&ports)
+        });
+        self.publish(&endpoint)?;
 
         self.faults.attach.check(Step::SaveState)?;
         kept.state.endpoints.insert(key, endpoint);
@@ -277,6 +298,7 @@ impl Node {
         self.faults.detach.check(Step::FillTables)?;
         {
             let mut directory = self.directory();
+            directory.unpublish(&endpoint.ports)?;
             directory.withdraw(endpoint.instance_address)?;
             directory.remove_endpoint(endpoint.instance_address, endpoint.namespace_address)?;
         }
@@ -296,6 +318,7 @@ impl Node {
         kept.state.endpoints.remove(key);
         release(kept, endpoint.namespace_address);
         kept.save()?;
+        self.settle_fewer_ports(kept).await;
         Ok(())
     }
 
@@ -364,6 +387,7 @@ pub(super) fn local_endpoint(endpoint: &EndpointState) -> Option<LocalEndpoint> 
         interface: attached.interface,
         mac: attached.mac,
         delivery: delivery::PEER,
+        publishes: !endpoint.ports.is_empty(),
     })
 }
 

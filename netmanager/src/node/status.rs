@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use dataplane_ebpf::tables::LAYOUT;
+use protocol::ports::PortMappings;
 use serde::{Deserialize, Serialize};
 
 use super::{Node, host_address, lock};
@@ -54,6 +55,9 @@ pub struct EndpointView {
     pub incarnation: u64,
     pub pid: u32,
     pub interface: String,
+    /// Ports of the node that lead to it, `host:container/protocol` separated by `;`.
+    #[serde(default)]
+    pub ports: PortMappings,
 }
 
 impl Node {
@@ -104,6 +108,7 @@ impl Node {
                 .attached
                 .as_ref()
                 .map_or_else(String::new, |attached| attached.interface_name.clone()),
+            ports: endpoint.ports.clone(),
         };
         kept.state.endpoints.values().map(view).collect()
     }

@@ -11,6 +11,7 @@ use super::paths::{self, Confirm, Hop};
 use super::{Node, lock};
 use crate::dataplane::Program;
 use crate::host::changes::{Change, Changes};
+use crate::host::ruleset::RulesetChanges;
 use crate::host::{offload, uplink};
 
 /// Changes come in bursts; one round follows a whole burst, as soon as there is none for so long, and after a while
@@ -110,6 +111,29 @@ impl Node {
         }
     }
 
+    /// Follows the rules of others: Docker may be started after this, and whoever empties its chain empties it of
+    /// this node's rules.
+    pub(super) async fn serve_ruleset(self: Arc<Self>, mut changes: RulesetChanges) {
+        loop {
+            if let Err(error) = changes.next().await {
+                tracing::error!(%error, "the firewall's changes cannot be read");
+                tokio::time::sleep(REOPEN).await;
+                match RulesetChanges::open() {
+                    Ok(reopened) => changes = reopened,
+                    Err(error) => tracing::error!(%error, "nor subscribed to again"),
+                }
+            }
+            let latest = Instant::now() + SETTLED_WITHIN;
+            let quiet = || latest.min(Instant::now() + SETTLE);
+            while let Ok(Ok(())) = timeout_at(quiet(), changes.next()).await {
+                if Instant::now() >= latest {
+                    break;
+                }
+            }
+            self.open_docker().await;
+        }
+    }
+
     /// Brings uplinks, own addresses, ways to nodes and the firewall up to date. Doing it twice changes nothing.
     pub(super) async fn upkeep(&self, round: &Round) -> anyhow::Result<()> {
         if !(round.tick || round.host || round.learnt) {
@@ -136,6 +160,9 @@ impl Node {
         };
         self.refresh_all_paths(confirm).await;
         self.install_rest().await;
+        if round.tick {
+            self.open_docker().await;
+        }
         self.guard_tunnels(round.tick || round.host).await
     }
 

@@ -24,6 +24,7 @@ mod origin;
 mod outcomes;
 mod outsiders;
 mod ports;
+mod published;
 mod random;
 mod same_node;
 mod source;
