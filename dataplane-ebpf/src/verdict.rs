@@ -84,12 +84,14 @@ counted! {
         Reset = "RESET",
         /// from an unknown outer source, handed to NetManager
         Stranger = "STRANGER",
+        /// an endpoint asked where its gateway is (ARP), and was told
+        AnswerGateway = "ANSWER_GATEWAY",
     }
 }
 
 counted! {
     /// Why a packet was dropped.
-    DropReason from 7 {
+    DropReason from 8 {
         /// an endpoint sent a frame with a VLAN tag
         VlanTagged = "VLAN_TAGGED",
         /// the source is not the endpoint's own address

@@ -14,6 +14,7 @@ use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::verdict::{Action, DropReason, Hook, index};
 
 mod admit;
+mod arp;
 mod balance;
 mod deliver;
 mod encap;
@@ -71,7 +72,9 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             Hook::FromHost => (action.row(), TC_ACT_UNSPEC),
             Hook::FromEndpoint | Hook::FromOak0 | Hook::FromUplink => (action.row(), TC_ACT_REDIRECT),
         },
-        Ok(action @ (Action::Deliver | Action::Tunnel | Action::Reset)) => (action.row(), TC_ACT_REDIRECT),
+        Ok(action @ (Action::Deliver | Action::Tunnel | Action::Reset | Action::AnswerGateway)) => {
+            (action.row(), TC_ACT_REDIRECT)
+        }
         Err(
             reason @ (DropReason::VlanTagged
             | DropReason::Spoofed

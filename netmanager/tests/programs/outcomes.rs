@@ -6,6 +6,7 @@ use netmanager::dataplane::Program;
 
 use crate::flow_table::with_room_for;
 use crate::frame::{ACK, Address, ETHERNET, IPV4, Outer, Packet, RST, Transport, patched};
+use crate::gateway;
 use crate::host::{Context, Host, Outcome, SHOT, assert_outcome};
 use crate::outsiders::{from_stranger, stay_on_this_processor};
 use crate::topology::{
@@ -109,6 +110,7 @@ fn actions() -> Vec<Case> {
         Case::done(Action::Park, &to(UNKNOWN)),
         Case::done(Action::Reset, &refused),
         Case::new(Outcome::Did(Action::Stranger), from_stranger()).through(Program::FromUplink),
+        Case::new(Outcome::Did(Action::AnswerGateway), gateway::request()),
     ]
 }
 
