@@ -92,12 +92,14 @@ counted! {
         Publish = "PUBLISH",
         /// from an endpoint, back to a client of a port that it has published
         PublishAnswer = "PUBLISH_ANSWER",
+        /// an endpoint asked where its gateway is (ARP), and was told
+        AnswerGateway = "ANSWER_GATEWAY",
     }
 }
 
 counted! {
     /// Why a packet was dropped.
-    DropReason from 9 {
+    DropReason from 10 {
         /// an endpoint sent a frame with a VLAN tag
         VlanTagged = "VLAN_TAGGED",
         /// the source is not the endpoint's own address

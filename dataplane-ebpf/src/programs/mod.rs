@@ -15,6 +15,7 @@ use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::verdict::{Action, DropReason, Hook, index};
 
 mod admit;
+mod arp;
 mod balance;
 mod deliver;
 mod encap;
@@ -89,7 +90,8 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | Action::Tunnel
             | Action::Reset
             | Action::Publish
-            | Action::PublishAnswer),
+            | Action::PublishAnswer
+            | Action::AnswerGateway),
         ) => (action.row(), TC_ACT_REDIRECT),
         Err(
             reason @ (DropReason::VlanTagged

@@ -12,7 +12,7 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 use super::deliver::redirected;
 use super::flow::Decision;
 use super::parse::Transport;
-use super::{Outcome, balance, deliver, encap, flow, maps, packet, parse, published, reset, translate};
+use super::{Outcome, arp, balance, deliver, encap, flow, maps, packet, parse, published, reset, translate};
 
 /// The congestion bits of the type of service (RFC 3168).
 const ECN: u8 = 0x03;
@@ -35,6 +35,9 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
         return Err(DropReason::VlanTagged);
     }
     if !parse::is_ipv4(ctx) {
+        if matches!(hook, Hook::FromEndpoint) && arp::asks_for_gateway(ctx) {
+            return arp::answer(ctx);
+        }
         return Ok(Action::Pass);
     }
     let ip = parse::ipv4(ctx)?;

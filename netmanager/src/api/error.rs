@@ -54,6 +54,7 @@ impl From<AttachError> for ApiError {
             AttachError::NoInstanceAddress { .. } => (StatusCode::SERVICE_UNAVAILABLE, "instanceIp"),
             AttachError::AddressTaken { .. } => (StatusCode::CONFLICT, "instanceIp"),
             AttachError::PortTaken { .. } => (StatusCode::CONFLICT, "portMappings"),
+            AttachError::NotNoted(_) => (StatusCode::NOT_FOUND, ""),
             AttachError::Exhausted(_) => (StatusCode::INSUFFICIENT_STORAGE, ""),
             AttachError::Endpoint(crate::endpoint::Error::HostNamespace(_)) => {
                 (StatusCode::BAD_REQUEST, "pid")
@@ -109,7 +110,7 @@ pub async fn no_such_method(method: Method, uri: Uri) -> ApiError {
 }
 
 /// The error with its causes.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let mut texts: Vec<String> = Vec::new();
     for text in causes.map(ToString::to_string) {

@@ -13,7 +13,7 @@ use super::error::ApiError;
 use crate::dataplane::CounterRow;
 use crate::directory::ServiceView;
 use crate::manager::Manager;
-use crate::node::{Deploy, EndpointView, Status};
+use crate::node::{Deploy, EndpointView, Place, Status};
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 
@@ -46,7 +46,7 @@ pub async fn deploy(
             ApiError::new(StatusCode::BAD_REQUEST, "portMappings", error.to_string())
         })?;
     let deploy = Deploy {
-        pid: request.pid,
+        place: Place::Process(request.pid),
         service: request.service_name.clone(),
         number: request.instance_number,
         instance_address: request.instance_ip,

@@ -78,7 +78,9 @@ pub async fn endpoints(socket: &Path, output: &Output) -> anyhow::Result<()> {
                 endpoint.instance_address.to_string(),
                 endpoint.namespace_address.to_string(),
                 endpoint.interface.clone(),
-                endpoint.pid.to_string(),
+                endpoint
+                    .pid
+                    .map_or_else(|| "of Docker".to_owned(), |pid| pid.to_string()),
                 endpoint.ports.to_string(),
             ]);
         }

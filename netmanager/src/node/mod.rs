@@ -1,7 +1,7 @@
 //! A registered node: everything that runs from registration on.
 //!
 //! ```text
-//!   containers ──/container/deploy──► attach ──► endpoint, directory, program
+//!   containers ──/container/deploy, Docker──► attach ──► endpoint, directory, program
 //!   oak0 ──────────first packets────► upcalls ──► resolver ──► records ──► directory ──► packets back to oak0
 //!   cluster ───────peers, changes───► records
 //!   kernel ────────links, routes────► upkeep ──► paths, uplinks, local addresses
@@ -11,6 +11,7 @@
 
 mod announced;
 mod attach;
+mod docker;
 mod ledger;
 mod names;
 mod paths;
@@ -25,11 +26,13 @@ mod upkeep;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use dataplane_ebpf::tables::{LOOPBACK, delivery};
 use protocol::ports::TransportProtocol;
+use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +40,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::dataplane::{Dataplane, Globals, Pins, Program};
 use crate::directory::{Directory, LocalEndpoint};
+use crate::driver;
 use crate::endpoint::Fault;
 use crate::host::changes::Changes;
 use crate::host::docker_user::{self, DockerUserOptions};
@@ -52,7 +56,8 @@ use ledger::Ledger;
 use paths::Hops;
 use upkeep::Round;
 
-pub use attach::{AttachError, Deploy};
+pub use attach::{AttachError, Deploy, Place};
+pub use docker::{DockerPlace, DockerWish};
 pub use restore::purge;
 pub(crate) use restore::remove_from_kernel;
 pub use status::{EndpointView, Status};
@@ -263,6 +268,18 @@ impl Node {
                 () = stop.cancelled() => {}
                 () = task => {}
             }
+        });
+    }
+
+    /// Answers Docker at this socket until the node stops, and removes it then.
+    pub(crate) fn serve_docker(self: &Arc<Self>, listener: UnixListener, socket: PathBuf) {
+        let (node, stop) = (self.clone(), self.stop.clone());
+        // Not cut off like other tasks: what has begun is finished.
+        self.tasks.spawn(async move {
+            if let Err(error) = driver::serve(node, listener, stop).await {
+                tracing::error!(%error, "Docker is not answered any more");
+            }
+            driver::remove(&socket);
         });
     }
 

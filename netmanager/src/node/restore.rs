@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::attach::local_endpoint;
-use super::{Node, host_address, lock};
+use super::attach::{Noted, local_endpoint};
+use super::{Node, docker, host_address, lock};
 use crate::dataplane::{PINS, Pins, Program};
 use crate::endpoint;
 use crate::host::{self, Errors, Netlink, docker_user, firewall, oak0, offload, reserved_ports};
@@ -28,16 +28,23 @@ impl Node {
                 continue;
             };
             let whole = endpoint.attached.as_ref().is_some_and(|attached| {
-                links
-                    .iter()
-                    .any(|link| link.interface == attached.interface && link.name == attached.interface_name)
+                let found = links.iter().find(|link| link.interface == attached.interface);
+                found.is_some_and(|link| {
+                    link.name == attached.interface_name
+                        && !docker::has_come_back(attached, link.peer_namespace)
+                })
             });
             let outcome = if whole {
                 self.restore(&endpoint)
                     .with_context(|| format!("taking over {key}"))
             } else {
                 tracing::info!(endpoint = key, "not whole: removed");
-                self.take_off(&mut kept, &key)
+                // Docker asks once more for what it has had no answer for; a container that is gone it has forgotten.
+                let noted = match endpoint.attached {
+                    None => Noted::Stays,
+                    Some(_) => Noted::Struck,
+                };
+                self.take_off(&mut kept, &key, noted)
                     .await
                     .with_context(|| format!("removing {key}"))
             };
@@ -151,6 +158,14 @@ pub(crate) async fn remove_from_kernel(state: &mut State) -> anyhow::Result<()> 
         }
         if let Err(error) = oak0::remove_leftover(&netlink).await {
             collect(oak0::NAME, error.to_string());
+        }
+    }
+    if let Some(socket) = &state.docker_socket {
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                collect(&socket.display().to_string(), error.to_string());
+            }
+            _ => state.docker_socket = None,
         }
     }
     restore_settings(state, &mut collect);

@@ -53,7 +53,11 @@ pub struct EndpointView {
     pub namespace_address: Ipv4Addr,
     pub instance_address: Ipv4Addr,
     pub incarnation: u64,
-    pub pid: u32,
+    /// The process that was attached; none where Docker asked for it.
+    pub pid: Option<u32>,
+    /// The endpoint of Docker, where Docker asked for it.
+    #[serde(default)]
+    pub docker_endpoint: Option<String>,
     pub interface: String,
     /// Ports of the node that lead to it, `host:container/protocol` separated by `;`.
     #[serde(default)]
@@ -104,6 +108,7 @@ impl Node {
             instance_address: endpoint.instance_address,
             incarnation: endpoint.incarnation,
             pid: endpoint.pid,
+            docker_endpoint: endpoint.docker.clone(),
             interface: endpoint
                 .attached
                 .as_ref()

@@ -105,6 +105,9 @@ impl Node {
                 lock(&self.tended).retain(|index| !round.gone.contains(index));
                 self.drop_vanished(&round.gone, round.lost).await;
             }
+            if round.tick {
+                self.tidy_docker().await;
+            }
             if let Err(error) = self.upkeep(&round).await {
                 tracing::error!(%error, "cannot follow the host's changes");
             }

@@ -15,6 +15,7 @@ mod endings;
 mod flow_table;
 mod foreign;
 mod frame;
+mod gateway;
 mod host;
 mod lengths;
 mod malformed;

@@ -6,6 +6,7 @@ use netmanager::dataplane::Program;
 
 use crate::flow_table::with_room_for;
 use crate::frame::{ACK, Address, ETHERNET, IPV4, Outer, Packet, RST, Transport, patched};
+use crate::gateway;
 use crate::host::{Context, Host, Outcome, SHOT, assert_outcome};
 use crate::outsiders::{from_stranger, stay_on_this_processor};
 use crate::published;
@@ -114,6 +115,7 @@ fn actions() -> Vec<Case> {
             .through(Program::FromUplink)
             .at(published::publisher),
         Case::done(Action::PublishAnswer, &published::answer()).at(published::asked),
+        Case::new(Outcome::Did(Action::AnswerGateway), gateway::request()),
     ]
 }
 
