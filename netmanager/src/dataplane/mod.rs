@@ -158,6 +158,14 @@ impl Dataplane {
         pins::unpin(&self.pins.link(program, index))
     }
 
+    /// Ends what another version of the programs has in place. To be called when these are in place themselves.
+    ///
+    /// # Errors
+    /// When the BPF file system refuses.
+    pub fn remove_other_layouts(&self) -> Result<(), DataplaneError> {
+        self.pins.remove_other_layouts()
+    }
+
     /// The attachments that pins stand for: program and index of the interface.
     pub fn attachments(&self) -> Result<Vec<(Program, u32)>, DataplaneError> {
         self.pins.links()

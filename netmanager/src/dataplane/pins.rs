@@ -91,6 +91,21 @@ impl Pins {
         Ok(links)
     }
 
+    /// Removes the pins of other layouts, with the attachments that they stand for: what another version has left,
+    /// whose flows nobody can take over.
+    pub(super) fn remove_other_layouts(&self) -> Result<(), DataplaneError> {
+        let entries = fs::read_dir(&self.node).map_err(|source| pin_error("reading", &self.node, source))?;
+        for entry in entries {
+            let path = entry
+                .map_err(|source| pin_error("reading", &self.node, source))?
+                .path();
+            if path != self.root() {
+                fs::remove_dir_all(&path).map_err(|source| pin_error("removing", &path, source))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes every pin of the node, of all layouts, and the folder of all nodes if it is empty then.
     /// Attachments end with their pins.
     ///

@@ -13,6 +13,7 @@
 use std::fs;
 use std::io;
 use std::process::Stdio;
+use std::sync::OnceLock;
 
 use ipnetwork::Ipv4Network;
 use tokio::process::Command;
@@ -72,6 +73,12 @@ pub async fn apply(options: &DockerUserOptions) -> Result<bool> {
         }
     }
     Ok(changed)
+}
+
+/// Whether there are rules of the old kind, whose changes the kernel does not tell.
+pub fn may_change_unseen() -> bool {
+    // If that cannot be told, it is better to look.
+    has_legacy_table().unwrap_or(true)
 }
 
 /// Removes this node's rules; success when there are none.
@@ -198,11 +205,17 @@ fn command(program: &str) -> Command {
 
 /// The program of this kind, by its own name or as the one that is called `iptables` here.
 async fn installed(kind: Kind) -> Option<&'static str> {
+    // What is installed stays so; what is not may come.
+    static FOUND: [OnceLock<&str>; 2] = [OnceLock::new(), OnceLock::new()];
+    let found = &FOUND[kind as usize];
+    if let Some(program) = found.get() {
+        return Some(program);
+    }
     for program in [kind.program(), "iptables"] {
         if let Ok(output) = command(program).arg("--version").output().await
             && String::from_utf8_lossy(&output.stdout).contains(kind.version())
         {
-            return Some(program);
+            return Some(found.get_or_init(|| program));
         }
     }
     None

@@ -239,6 +239,9 @@ impl Node {
         node.upkeep(&Round::first())
             .await
             .context("attaching to the uplinks")?;
+        lock(&node.dataplane)
+            .remove_other_layouts()
+            .context("removing what another version has left")?;
 
         node.spawn(|node| node.serve_upcalls());
         node.spawn(|node| node.serve_updates(updates));

@@ -12,7 +12,7 @@ use super::{Node, lock};
 use crate::dataplane::Program;
 use crate::host::changes::{Change, Changes};
 use crate::host::ruleset::RulesetChanges;
-use crate::host::{offload, uplink};
+use crate::host::{docker_user, offload, uplink};
 
 /// Changes come in bursts; one round follows a whole burst, as soon as there is none for so long, and after a while
 /// even if there is.
@@ -20,6 +20,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 const SETTLED_WITHIN: Duration = Duration::from_millis(200);
 /// How long to wait before the stream of changes is opened again, when the kernel refused it.
 const REOPEN: Duration = Duration::from_secs(1);
+
+/// How often the rules of others are looked through at most.
+const RULES_EVERY: Duration = Duration::from_secs(1);
 
 /// What a round of upkeep is about.
 #[derive(Debug, Default)]
@@ -134,6 +137,8 @@ impl Node {
                 }
             }
             self.open_docker().await;
+            // Whoever changes rules all the time is followed at this pace.
+            tokio::time::sleep(RULES_EVERY).await;
         }
     }
 
@@ -163,7 +168,8 @@ impl Node {
         };
         self.refresh_all_paths(confirm).await;
         self.install_rest().await;
-        if round.tick {
+        // All other changes of rules are followed as they happen.
+        if round.tick && docker_user::may_change_unseen() {
             self.open_docker().await;
         }
         self.guard_tunnels(round.tick || round.host).await

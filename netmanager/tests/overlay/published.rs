@@ -1,14 +1,15 @@
 //! Published ports: from every place that a client may be in, through everything that may happen to a node.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::thread;
 
 use lab::worker::{Instance, Worker, deployment};
 use lab::{Endpoint, Host, Lab, Namespace};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, socket};
 
-use crate::fixture::{accept, bind, connect, exchange, listen, lone_answers, program};
+use crate::fixture::{accept, bind, connect, exchange, listen, lone_answers, program, retransmissions};
 
 const FIRST_NAME: &str = "shop.test.first.test";
 const SECOND_NAME: &str = "shop.test.second.test";
@@ -105,6 +106,22 @@ impl Publisher {
     }
 }
 
+/// Sends enough for superframes to form, and looks at every byte.
+fn transfer(case: &str, from: &mut TcpStream, to: &mut TcpStream) {
+    const BYTES: usize = 8 << 20;
+    let sent: Vec<u8> = (0..BYTES).map(|position| (position % 251) as u8).collect();
+    let received = thread::scope(|scope| {
+        scope.spawn(|| from.write_all(&sent).expect("sent"));
+        let mut received = vec![0; BYTES];
+        to.read_exact(&mut received)
+            .unwrap_or_else(|error| panic!("{case}: {error}"));
+        received
+    });
+    assert!(received == sent, "{case}: {BYTES} bytes arrived as others");
+    let sent_again = retransmissions(from);
+    assert!(sent_again < 300, "{case}: {sent_again} segments sent again");
+}
+
 /// Connects from a port of the caller's choice.
 fn connect_from(namespace: &Namespace, own: u16, address: Ipv4Addr, port: u16) -> TcpStream {
     let connect = || {
@@ -154,6 +171,12 @@ fn every_client_is_served_and_most_are_seen_as_who_they_are() {
             let seen = publisher.answer(client, address, 5353, &udp);
             assert_eq!(seen, expected, "{case}");
         }
+    }
+    for (case, client, address, _) in cases {
+        let mut client = connect(client, address, 8080).expect("connected");
+        let (mut server, _) = accept(&tcp);
+        transfer(case, &mut client, &mut server);
+        transfer(case, &mut server, &mut client);
     }
     for hook in ["from_uplink", "from_loopback", "from_endpoint"] {
         assert!(
@@ -224,7 +247,7 @@ fn a_port_has_one_holder_at_a_time() {
     let instance = Instance {
         service: "shop.test.third.test".to_owned(),
         address: Ipv4Addr::new(10, 30, 1, 3),
-        ..publisher.first_instance.clone()
+        ..publisher.first_instance
     };
     let busy = listen(publisher.worker.host(), 7070);
     for (ports, holder) in [
@@ -264,8 +287,8 @@ fn a_port_has_one_holder_at_a_time() {
     publisher.worker.undeploy(FIRST_NAME, 0).expect("detached");
     let refused = connect(&publisher.world, publisher.address(), 8080).expect_err("nobody has it");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    std::io::Write::write_all(&mut client, b"anybody there?").expect("queued");
-    let ended = std::io::Read::read(&mut client, &mut [0; 16]).expect_err("it has ended");
+    client.write_all(b"anybody there?").expect("queued");
+    let ended = client.read(&mut [0; 16]).expect_err("it has ended");
     assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
     publisher
         .worker
