@@ -130,7 +130,7 @@ pub fn peer(address: [u8; 4]) -> Option<Peer> {
 
 /// Whether a tunnel listens at this address and port.
 #[inline(always)]
-pub fn is_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
+fn is_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
     // SAFETY: only the presence is used.
     unsafe {
         TUNNELS.get(TunnelKey {
@@ -140,6 +140,12 @@ pub fn is_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
         })
     }
     .is_some()
+}
+
+/// Whether a tunnel may listen there: at the port of this node's own tunnel, which is that of most, or at a known one.
+#[inline(always)]
+pub fn is_any_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
+    port == tunnel_port() || is_tunnel(address, port)
 }
 
 /// Whether another packet from an unknown outer source may be handed up in this window.

@@ -123,7 +123,7 @@ fn not_ours(ctx: &TcContext, ip: &Ipv4) -> Outcome {
     if ip.protocol == PROTOCOL_UDP
         && parse::fragment_word(ip) & IPV4_OFFSET_MASK == 0
         && let Some((_, port)) = parse::udp_ports(ctx, ETHERNET_LENGTH + parse::header_length(ip))
-        && (port == maps::tunnel_port() || maps::is_tunnel(ip.destination, port))
+        && maps::is_any_tunnel(ip.destination, port)
     {
         return Err(DropReason::TunnelFromEndpoint);
     }

@@ -105,6 +105,10 @@ pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, 
         protocol: key.protocol,
         zero: [0; 3],
     };
+    // No client asks from there; who seems to would have the endpoint speak to a tunnel in the name of this node.
+    if key.protocol == PROTOCOL_UDP && maps::is_any_tunnel(sent.destination, sent.destination_port) {
+        return Err(DropReason::TunnelFromEndpoint);
+    }
     translate::rewrite(ctx, ETHERNET_LENGTH, &key, &sent)?;
     if decision.state & state::FROM_NODE != 0 {
         to_node(ctx)?;

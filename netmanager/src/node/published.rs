@@ -17,6 +17,7 @@ impl Node {
         key: &str,
         wanted: &PortMappings,
     ) -> Result<(), AttachError> {
+        let own = kept.state.endpoints.get(key);
         for mapping in wanted {
             let PortMapping {
                 host: port, protocol, ..
@@ -32,6 +33,8 @@ impl Node {
                 None if protocol == TransportProtocol::Udp && port == self.config.listen_port => {
                     Some("the tunnel".to_owned())
                 }
+                // What it has, it keeps, whoever has bound the port meanwhile.
+                None if own.is_some_and(|endpoint| endpoint.ports.iter().any(same)) => None,
                 None if ports::is_in_use(protocol, port) => Some("a process of the node itself".to_owned()),
                 None => None,
             };

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::thread;
 
 use lab::worker::{Instance, Worker, deployment};
-use lab::{Endpoint, Host, Lab, Namespace};
+use lab::{Endpoint, Host, HostOptions, Lab, Namespace, Offloads};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, socket};
 
 use crate::fixture::{accept, bind, connect, exchange, listen, lone_answers, program, retransmissions};
@@ -31,10 +31,17 @@ struct Publisher {
 impl Publisher {
     /// `first` publishes TCP 8080 and UDP 5353, `second` TCP 9090; each as a port of another number.
     fn new(label: &str) -> Self {
+        Self::on_wire(label, Offloads::Kept)
+    }
+
+    fn on_wire(label: &str, offloads: Offloads) -> Self {
         let lab = Lab::new(label).expect("a lab");
-        let host = lab.host("node").expect("a host");
+        let options = HostOptions {
+            offloads,
+            ..HostOptions::default()
+        };
+        let [host, world] = ["node", "world"].map(|role| lab.host_with(role, options).expect("a host"));
         host.ip("link set lo up").expect("set up");
-        let world = lab.host("world").expect("a host");
         let worker = Worker::start(&lab, &host, program(), &lone_answers()).expect("a NetManager");
         let [first, second] = ["first", "second"].map(|role| host.endpoint(role).expect("an endpoint"));
         let instance = |service: &str, last| Instance {
@@ -184,6 +191,20 @@ fn every_client_is_served_and_most_are_seen_as_who_they_are() {
             "{hook}"
         );
     }
+}
+
+#[test]
+fn a_wire_like_a_physical_one_serves_too() {
+    let publisher = Publisher::on_wire("published nic", Offloads::LikeNic);
+    let tcp = listen(&publisher.first, 80);
+    let mut client = connect(&publisher.world, publisher.address(), 8080).expect("connected");
+    let (mut server, seen) = accept(&tcp);
+    assert_eq!(seen, publisher.world.address());
+    transfer("to the server", &mut client, &mut server);
+    transfer("to the client", &mut server, &mut client);
+    let udp = bind(&publisher.first, 53);
+    let seen = publisher.answer(&publisher.world, publisher.address(), 5353, &udp);
+    assert_eq!(seen, publisher.world.address());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Published ports: who is let in, what both sides see, and what is nobody's but the node's own.
 
+use dataplane_ebpf::address::TUNNEL_PORT;
 use dataplane_ebpf::tables::{Instance, state};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
@@ -9,7 +10,7 @@ use crate::frame::{ACK, Address, FIN, Packet, RST, SYN, Transport, ports};
 use crate::host::Host;
 use crate::topology::{
     A, C, HOST, MAC_OF_A, MAC_OF_C, OUTER_A, OUTER_B, Site, incarnation_of, publish, replace, set_endpoint,
-    set_instance, vacate,
+    set_instance, set_tunnel, vacate,
 };
 
 /// A host that is no node.
@@ -444,6 +445,31 @@ fn a_wire_does_not_speak_for_the_node_itself() {
     node.run(Program::FromLoopback, &own.frame());
     let forged = Packet { flags: ACK, ..own };
     node.passes("forged", Program::FromUplink, &forged.frame());
+}
+
+#[test]
+fn an_endpoint_does_not_speak_to_a_tunnel_by_answering() {
+    let mut node = publisher();
+    set_tunnel(&mut node.tables, CLIENT, 7000, 1);
+    for source_port in [TUNNEL_PORT, 7000] {
+        let request = Packet {
+            transport: Transport::Udp,
+            source_port,
+            ..request()
+        };
+        node.run(Program::FromUplink, &request.frame());
+        let answer = Packet {
+            transport: Transport::Udp,
+            destination_port: source_port,
+            ..answer()
+        };
+        node.drops(
+            &format!("{source_port}"),
+            Program::FromEndpoint,
+            &answer.frame(),
+            DropReason::TunnelFromEndpoint,
+        );
+    }
 }
 
 #[test]
