@@ -154,6 +154,11 @@ async fn finish<T: Send + 'static>(
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    // What Docker sends when it had no answer and asks again.
+    if body.is_empty() {
+        let text = "NetManager was started anew while Docker waited for it; start the container again";
+        return Err(Refusal(text.to_owned()));
+    }
     serde_json::from_slice(body).map_err(|error| Refusal(format!("the call cannot be read: {error}")))
 }
 

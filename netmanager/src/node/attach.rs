@@ -274,9 +274,12 @@ impl Node {
             ports: deploy.ports.clone(),
             attached: None,
         };
-        // Noted before anything is made, so that a process that is killed here leaves nothing unknown behind.
+        // Noted before anything is made, so that a process that is killed here leaves nothing unknown behind. What Docker
+        // announced is noted already, and writing takes time that a container waits for.
         kept.state.endpoints.insert(key.clone(), endpoint.clone());
-        kept.save()?;
+        if endpoint.docker.is_none() {
+            kept.save()?;
+        }
 
         // Noted before the link is: undone, the link goes first and what guards it afterwards.
         let guarded = Arc::new(OnceLock::new());

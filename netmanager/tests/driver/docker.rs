@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub const IMAGE: &str = "oakt-busybox";
-const APPLETS: [&str; 9] = [
-    "echo", "httpd", "ip", "mkdir", "nc", "ping", "sh", "sleep", "wget",
+const APPLETS: [&str; 10] = [
+    "echo", "httpd", "ip", "mkdir", "nc", "ping", "sh", "sleep", "timeout", "wget",
 ];
 const READY: Duration = Duration::from_secs(60);
 
@@ -49,9 +49,14 @@ impl Docker {
     /// Runs Docker's command line; what it prints.
     pub fn try_run(&self, arguments: &[&str]) -> Result<String> {
         let output = self.command(arguments).output().context("docker is installed")?;
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "docker {arguments:?}: {}", stderr.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "docker {arguments:?}: {}: {stdout} {stderr}",
+            output.status
+        );
+        Ok(stdout)
     }
 
     /// As [`Self::try_run`], and it has to succeed.
@@ -80,7 +85,7 @@ impl Docker {
 
     /// Starts it again after [`Self::kill`].
     pub fn start_again(&mut self) {
-        // Its containerd has outlived it, and a new one would be refused by it.
+        // Its containerd has ended with it. Where nobody collects its remains, a new Docker would wait for it.
         self.end_containerd();
         self.daemon = spawn(&self.folder).expect("dockerd is installed");
         self.wait_until_ready();
@@ -104,12 +109,15 @@ impl Docker {
 
     fn end_containerd(&self) {
         let file = self.folder.join("exec/containerd/containerd.pid");
-        let Some(pid) = fs::read_to_string(file)
+        let Some(pid) = fs::read_to_string(&file)
             .ok()
             .and_then(|pid| pid.trim().parse().ok())
         else {
             return;
         };
+        if let Err(error) = fs::remove_file(&file) {
+            eprintln!("{}: {error}", file.display());
+        }
         let is_its = |pid: i32| {
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&command).contains(&self.folder.display().to_string())

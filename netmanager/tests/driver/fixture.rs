@@ -1,7 +1,7 @@
 //! Workers whose driver Docker finds, and what is to be seen of them.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lab::worker::{Answers, Instance, Service, Worker};
@@ -31,6 +31,8 @@ pub struct Site {
     pub client: Instance,
     pub server: Instance,
     answers: [Answers; 2],
+    /// Where their drivers are.
+    pub plugins: PathBuf,
     pub lab: Lab,
 }
 
@@ -38,7 +40,7 @@ impl Site {
     /// Two workers, nothing attached. Their drivers are in `plugins`, below the lab's folder where that is relative.
     pub fn new(label: &str, plugins: &str) -> Self {
         let lab = Lab::new(label).expect("a lab");
-        let plugins = lab.directory().join(plugins).display().to_string();
+        let plugins = lab.directory().join(plugins);
         let [near, far] = ["near", "far"].map(|role| lab.host(role).expect("a host"));
         let ip = Ipv4Addr::new;
         let instance = |service: &str, address, namespace_address, host: &Host| Instance {
@@ -68,7 +70,8 @@ impl Site {
             answers(ip(10, 18, 0, 64), ip(10, 30, 0, 2), &[&client]),
         ];
         let start = |host: &Host, answers: &Answers| {
-            let arguments = ["--docker-plugins", plugins.as_str()];
+            let folder = plugins.display().to_string();
+            let arguments = ["--docker-plugins", folder.as_str()];
             Worker::start_with(&lab, host, program(), answers, &arguments).expect("a NetManager")
         };
         Self {
@@ -77,18 +80,28 @@ impl Site {
             client,
             server,
             answers,
+            plugins,
             lab,
         }
     }
 
     /// Ends the near worker without warning and starts it with more arguments.
-    pub fn restart_near_with(&mut self, plugins: &str, arguments: &[&str]) {
+    pub fn restart_near_with(&mut self, arguments: &[&str]) {
         self.near.daemon().kill().expect("killed");
-        let plugins = self.lab.directory().join(plugins).display().to_string();
+        let plugins = self.plugins.display().to_string();
         let host = self.near.host().clone();
         let all = [&["--docker-plugins", plugins.as_str()], arguments].concat();
         self.near =
             Worker::start_with(&self.lab, &host, program(), &self.answers[0], &all).expect("a NetManager");
+    }
+}
+
+impl Drop for Site {
+    /// Its NetManagers are killed, and leave what a purge would remove.
+    fn drop(&mut self) {
+        for worker in [&self.near, &self.far] {
+            driver::remove(&driver::socket(&self.plugins, worker.node_id()));
+        }
     }
 }
 
@@ -115,7 +128,8 @@ pub struct Left {
     waiting: Vec<String>,
     routes: Vec<String>,
     endpoints: String,
-    noted: String,
+    /// Ids of Docker's endpoints, with the addresses that they are promised.
+    noted: Vec<String>,
     taken: usize,
     attachments: Vec<String>,
 }
@@ -144,12 +158,14 @@ pub fn left(worker: &Worker, links: &str) -> Left {
         .filter(|name| name.contains("endpoint"))
         .collect();
     attachments.sort();
+    let noted = state["docker"].as_object().into_iter().flatten();
+    let noted = noted.map(|(id, endpoint)| format!("{id} {}", endpoint["namespace_address"]));
     Left {
         links: named(&output(worker.host(), &["-br", "link"]), &format!("oak{digits}")),
         waiting: named(links, &format!("oac{digits}")),
         routes: named(&output(worker.host(), &["route"]), "10.18."),
         endpoints: worker.get("/endpoints").expect("listed").to_string(),
-        noted: state["docker"].to_string(),
+        noted: noted.collect(),
         taken: state["addresses"]["used"].as_array().map_or(0, Vec::len),
         attachments,
     }
@@ -165,7 +181,7 @@ pub fn assert_nothing_left(worker: &Worker, links: impl Fn() -> String) {
             && now.waiting.is_empty()
             && now.routes.is_empty()
             && now.endpoints == "[]"
-            && now.noted == "{}"
+            && now.noted.is_empty()
             && now.taken == 0
             && now.attachments.is_empty();
         last = Some(now);
