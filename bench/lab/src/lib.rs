@@ -20,22 +20,27 @@
 
 mod daemon;
 mod debris;
+mod docker;
 mod endpoint;
 mod host;
+pub mod images;
 mod laboratory;
 mod namespace;
 mod ping;
 mod process;
+mod remains;
 mod run;
 mod snapshot;
 mod wait;
 pub mod worker;
 
 pub use daemon::Daemon;
-pub use debris::{PIN_DIRECTORY, sweep};
+pub use debris::{PIN_DIRECTORY, remove_standing, sweep};
+pub use docker::{Docker, DockerClient};
 pub use endpoint::Endpoint;
 pub use host::{Host, HostOptions, Offloads, UPLINK};
 pub use laboratory::Lab;
 pub use namespace::Namespace;
+pub use remains::PLUGIN_DIRECTORY;
 pub use snapshot::Snapshot;
 pub use wait::{Condition, wait_for};

@@ -65,43 +65,44 @@ pub(crate) fn kill_inside(namespaces: &[Identity]) -> Result<()> {
     if doomed.is_empty() {
         return Ok(());
     }
-    // Again and again, since a process may start another while it is being killed.
-    wait_for(
-        "killed processes to leave their namespaces",
-        KILL_DEADLINE,
-        || {
-            let inhabitants = inhabitants(&doomed)?;
-            for pid in &inhabitants {
-                match kill(*pid, Signal::SIGKILL) {
-                    Ok(()) | Err(Errno::ESRCH) => {}
-                    Err(errno) => return Err(errno).with_context(|| format!("cannot kill process {pid}")),
-                }
+    kill_all("killed processes to leave their namespaces", || {
+        inhabitants(&doomed)
+    })
+}
+
+/// Kills the processes that are found, again and again, since a process may start another while it is being killed,
+/// until none is found. This process is spared.
+pub(crate) fn kill_all(what: &str, mut find: impl FnMut() -> Result<Vec<Pid>>) -> Result<()> {
+    let own = Pid::this();
+    wait_for(what, KILL_DEADLINE, || {
+        let mut doomed = find()?;
+        doomed.retain(|pid| *pid != own);
+        for pid in &doomed {
+            match kill(*pid, Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(errno).with_context(|| format!("cannot kill process {pid}")),
             }
-            Ok(inhabitants.is_empty())
-        },
-    )
+        }
+        Ok(doomed.is_empty())
+    })
+}
+
+/// All processes of the machine, as far as this one sees.
+pub(crate) fn processes() -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
+        let entry = entry.context("cannot list /proc")?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        found.extend(number.map(Pid::from_raw));
+    }
+    Ok(found)
 }
 
 /// The processes in the namespaces. One that is dead but not yet reaped has no namespace any more.
 fn inhabitants(namespaces: &[Identity]) -> Result<Vec<Pid>> {
-    let own = std::process::id().cast_signed();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
-        let entry = entry.context("cannot list /proc")?;
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
-            continue;
-        };
+    let lives_there = |pid: &Pid| {
         // A process that ends while it is looked at is none.
-        let Ok(identity) = Identity::of(&format!("/proc/{pid}/ns/net")) else {
-            continue;
-        };
-        if pid != own && namespaces.contains(&identity) {
-            found.push(Pid::from_raw(pid));
-        }
-    }
-    Ok(found)
+        Identity::of(&format!("/proc/{pid}/ns/net")).is_ok_and(|identity| namespaces.contains(&identity))
+    };
+    Ok(processes()?.into_iter().filter(lives_there).collect())
 }

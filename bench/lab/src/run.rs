@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, ensure};
 
 /// What every name of every lab begins with.
-const PREFIX: &str = "oakt-";
+pub(crate) const PREFIX: &str = "oakt-";
 const RADIX: u32 = 36;
 /// Digits of a process id: the kernel's largest is 2^22.
 const PID_DIGITS: usize = 5;
