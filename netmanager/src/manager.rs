@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use ipnetwork::{Ipv4Network, Ipv6Network};
+use protocol::network::BrokerAccess;
 use tokio::sync::{Mutex, mpsc};
 
 use crate::config::Config;
@@ -110,21 +111,26 @@ impl Manager {
     }
 
     /// Becomes the node `node_id` of the cluster at `cluster_address`, or of the configured one where that is
-    /// empty. The same id again changes nothing but the address of the cluster, where another one is given: it is
-    /// kept, and a node that runs already asks there from the next start of the daemon on.
+    /// empty. The same id again changes nothing but where the cluster is and how to log in there, where that is
+    /// given: it is kept, and a node that runs already goes there.
     ///
     /// # Errors
     /// When this is another node already, the host has an address of the overlay, the cluster gives no addresses, or
     /// the data plane cannot be put in place. Then it is not registered, and may be tried again under any id;
     /// what was registered before stays so.
-    pub async fn register(&self, node_id: &str, cluster_address: &str) -> Result<(), RegisterError> {
+    pub async fn register(
+        &self,
+        node_id: &str,
+        cluster_address: &str,
+        broker: Option<BrokerAccess>,
+    ) -> Result<(), RegisterError> {
         if !is_node_id(node_id) {
             return Err(RegisterError::NodeId(node_id.to_owned()));
         }
         let _one_at_a_time = self.registering.lock().await;
         let earlier = self.kept.lock().await.state.registration.clone();
         let Some(earlier) = earlier else {
-            return self.register_first(node_id, cluster_address).await;
+            return self.register_first(node_id, cluster_address, broker).await;
         };
         if earlier.node_id != node_id {
             return Err(RegisterError::Other {
@@ -132,7 +138,7 @@ impl Manager {
                 asked: node_id.to_owned(),
             });
         }
-        let registration = self.follow_cluster(earlier, cluster_address).await?;
+        let registration = self.follow_cluster(earlier, cluster_address, broker).await?;
         if self.node.get().is_some() {
             return Ok(());
         }
@@ -140,44 +146,61 @@ impl Manager {
         self.start_again(registration).await
     }
 
-    /// Keeps the address of the cluster, where it is another one than before.
+    /// Keeps where the cluster is and how to log in there, where that is not as before, and goes there. What is not
+    /// given stays as it was.
     async fn follow_cluster(
         &self,
-        registration: Registration,
+        earlier: Registration,
         cluster_address: &str,
+        broker: Option<BrokerAccess>,
     ) -> Result<Registration, RegisterError> {
-        if cluster_address.is_empty() || cluster_address == registration.cluster_address {
-            return Ok(registration);
+        let mut registration = earlier.clone();
+        if !cluster_address.is_empty() {
+            registration.cluster_address = cluster_address.to_owned();
         }
-        let before = registration.cluster_address.clone();
-        let registration = Registration {
-            cluster_address: cluster_address.to_owned(),
-            ..registration
+        if broker.is_some() {
+            registration.broker = broker;
+        }
+        if registration == earlier {
+            return Ok(earlier);
+        }
+        // Refused before it is kept.
+        let settings = match self.settings.static_answers {
+            Some(_) => None,
+            None => Some(self.mqtt_settings(&registration)?),
         };
         let mut kept = self.kept.lock().await;
         kept.state.registration = Some(registration.clone());
         kept.save().map_err(|error| RegisterError::Start(error.into()))?;
-        tracing::warn!(
-            before,
-            cluster_address,
-            "the cluster has another address: it is used from the next start on"
-        );
+        if let (Some(node), Some(settings)) = (self.node.get(), settings) {
+            node.follow(settings);
+        }
         Ok(registration)
     }
 
-    async fn register_first(&self, node_id: &str, cluster_address: &str) -> Result<(), RegisterError> {
+    async fn register_first(
+        &self,
+        node_id: &str,
+        cluster_address: &str,
+        broker: Option<BrokerAccess>,
+    ) -> Result<(), RegisterError> {
         // Before the cluster leases anything.
         check_host().await?;
-        let (resolver, updates) = self.resolver(node_id, cluster_address)?;
-        let lease = resolver.lease().await?;
-        let registration = Registration {
+        let mut registration = Registration {
             node_id: node_id.to_owned(),
             cluster_address: cluster_address.to_owned(),
-            subnet: lease.subnet,
-            subnet_v6: lease.subnet_v6,
-            instance_address: lease.instance_address,
-            application: lease.application,
+            broker,
+            subnet: Ipv4Addr::UNSPECIFIED,
+            subnet_v6: None,
+            instance_address: None,
+            application: 0,
         };
+        let (resolver, updates) = self.resolver(&registration)?;
+        let lease = resolver.lease().await?;
+        registration.subnet = lease.subnet;
+        registration.subnet_v6 = lease.subnet_v6;
+        registration.instance_address = lease.instance_address;
+        registration.application = lease.application;
         self.note(&registration).await.map_err(RegisterError::Start)?;
         let outcome = self.start(registration, resolver, updates).await;
         if outcome.is_err()
@@ -213,7 +236,7 @@ impl Manager {
     async fn start_again(&self, registration: Registration) -> Result<(), RegisterError> {
         let outcome = async {
             check_host().await?;
-            let (resolver, updates) = self.resolver(&registration.node_id, &registration.cluster_address)?;
+            let (resolver, updates) = self.resolver(&registration)?;
             self.start(registration, resolver, updates).await
         };
         let outcome = outcome.await;
@@ -264,16 +287,24 @@ impl Manager {
 
     fn resolver(
         &self,
-        node_id: &str,
-        cluster_address: &str,
+        registration: &Registration,
     ) -> Result<(Arc<dyn Resolver>, mpsc::Receiver<Update>), RegisterError> {
         if let Some(file) = &self.settings.static_answers {
             let (answers, updates) = StaticFile::open(file)?;
             return Ok((Arc::new(answers), updates));
         }
-        let settings = MqttSettings::from_config(&self.settings.config, node_id, cluster_address)?;
-        let (answers, updates) = Mqtt::connect(&settings);
+        let (answers, updates) = Mqtt::connect(&self.mqtt_settings(registration)?);
         Ok((Arc::new(answers), updates))
+    }
+
+    fn mqtt_settings(&self, registration: &Registration) -> Result<MqttSettings, ResolveError> {
+        let Registration {
+            node_id,
+            cluster_address,
+            broker,
+            ..
+        } = registration;
+        MqttSettings::from_config(&self.settings.config, node_id, cluster_address, broker.as_ref())
     }
 }
 

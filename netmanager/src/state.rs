@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use nix::fcntl::{Flock, FlockArg};
+use protocol::network::BrokerAccess;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::addresses::Addresses;
@@ -63,6 +64,9 @@ pub struct Registration {
     pub node_id: String,
     /// Host of the cluster; empty for the one in the configuration.
     pub cluster_address: String,
+    /// How the node logs in at the cluster's broker, where it wants a login.
+    #[serde(default)]
+    pub broker: Option<BrokerAccess>,
     /// First address of the node's /26.
     pub subnet: Ipv4Addr,
     pub subnet_v6: Option<Ipv6Addr>,
@@ -225,6 +229,7 @@ mod tests {
         let mut state = store.load().expect("nothing is a state too");
         state.registration = Some(Registration {
             node_id: "node".to_owned(),
+            broker: None,
             cluster_address: "192.0.2.1".to_owned(),
             subnet: Ipv4Addr::new(10, 18, 0, 0),
             subnet_v6: None,

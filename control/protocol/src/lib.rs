@@ -5,4 +5,8 @@
 //! Nothing here knows a socket, a broker or a store.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
+pub mod instance;
+pub mod job;
 pub mod network;
+pub mod node;

@@ -11,7 +11,7 @@ mod name;
 mod rows;
 pub mod topic;
 
-pub use http::{DeployRequest, DeployResponse, ErrorBody, RegisterRequest, UndeployRequest};
+pub use http::{BrokerAccess, DeployRequest, DeployResponse, ErrorBody, RegisterRequest, UndeployRequest};
 pub use lenient::Lenient;
 pub use messages::{
     AnnouncementStatus, InterestRemoval, Peers, PeersAcknowledgement, ServiceAnnouncement, SubnetMethod,

@@ -24,7 +24,7 @@ pub async fn register(
     // In a task of its own: a caller that hangs up does not leave a registration half-done.
     tokio::spawn(async move {
         manager
-            .register(&request.client_id, &request.cluster_address)
+            .register(&request.client_id, &request.cluster_address, request.broker)
             .await
     })
     .await

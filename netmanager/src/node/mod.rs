@@ -40,7 +40,7 @@ use crate::host::changes::Changes;
 use crate::host::oak0::{self, Oak0, Oak0Options};
 use crate::host::{Netlink, firewall};
 use crate::parking::Parking;
-use crate::resolver::{Resolver, Update};
+use crate::resolver::{MqttSettings, Resolver, Update};
 use crate::state::{Registration, State, Store};
 
 use announced::ClusterAddresses;
@@ -124,6 +124,11 @@ pub struct Faults {
 }
 
 impl Node {
+    /// From now on the cluster is where these settings say.
+    pub fn follow(&self, settings: MqttSettings) {
+        self.resolver.follow(settings);
+    }
+
     /// Puts the data plane in place, or takes over the one that is there, and begins to serve it.
     ///
     /// # Errors

@@ -147,6 +147,9 @@ pub trait Resolver: Send + Sync {
 
     /// Ends the updates of the service called `name`.
     async fn uninterested(&self, name: &str) -> Result<(), ResolveError>;
+
+    /// From now on the cluster is where these settings say. Where answers come from elsewhere, nothing changes.
+    fn follow(&self, _settings: MqttSettings) {}
 }
 
 /// Reads a name that a caller gave.

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use protocol::network::{AnnouncementStatus, ServiceName};
-use tokio::sync::{mpsc, oneshot};
+use protocol::network::{AnnouncementStatus, BrokerAccess, ServiceName};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info};
@@ -47,7 +47,7 @@ pub struct Credentials {
 }
 
 /// Which broker to ask, and as whom.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct MqttSettings {
     node: String,
     host: String,
@@ -80,8 +80,14 @@ impl MqttSettings {
         })
     }
 
-    /// The broker that the configuration names, unless `cluster_address`, from the registration, names one.
-    pub fn from_config(config: &Config, node: &str, cluster_address: &str) -> Result<Self, ResolveError> {
+    /// The broker that the configuration names, unless `cluster_address` and `broker`, from the registration, name
+    /// one.
+    pub fn from_config(
+        config: &Config,
+        node: &str,
+        cluster_address: &str,
+        broker: Option<&BrokerAccess>,
+    ) -> Result<Self, ResolveError> {
         // Whoever configured an identity wants the connection protected; it is not made otherwise.
         let files = [&config.mqtt_certificate, &config.mqtt_key, &config.mqtt_ca];
         if let Some(file) = files.into_iter().flatten().next() {
@@ -93,7 +99,17 @@ impl MqttSettings {
         } else {
             cluster_address
         };
-        Self::new(node, host, config.cluster_port)
+        let port = broker
+            .and_then(|broker| broker.port)
+            .unwrap_or(config.cluster_port);
+        let settings = Self::new(node, host, port)?;
+        Ok(match broker {
+            Some(BrokerAccess { user, password, .. }) => settings.with_credentials(Credentials {
+                user: user.clone(),
+                password: password.clone(),
+            }),
+            None => settings,
+        })
     }
 
     /// Who the node is to a broker that asks.
@@ -137,6 +153,7 @@ struct Session {
     updates: Updates,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     jobs: mpsc::UnboundedSender<Job>,
+    settings: watch::Sender<MqttSettings>,
 }
 
 /// What takes time and waits for nobody.
@@ -157,6 +174,7 @@ impl Mqtt {
         let (jobs, to_do) = mpsc::unbounded_channel();
         let updates = Updates::default();
         let (receiver, forward) = updates.channel();
+        let (sender, moves) = watch::channel(settings.clone());
         let session = Arc::new(Session {
             node: settings.node.clone(),
             core: Mutex::new(Core::new(
@@ -169,6 +187,7 @@ impl Mqtt {
             updates,
             outgoing,
             jobs,
+            settings: sender,
         });
 
         info!(host = %settings.host, port = settings.port, node = %settings.node, "connecting to the cluster");
@@ -176,7 +195,7 @@ impl Mqtt {
         tasks.spawn(forward);
         tasks.spawn(connection::write(client, to_write));
         tasks.spawn(work(Arc::clone(&session), to_do));
-        tasks.spawn(connection::run(Arc::clone(&session), events));
+        tasks.spawn(connection::run(Arc::clone(&session), events, moves));
         (
             Self {
                 session,
@@ -219,6 +238,14 @@ impl Resolver for Mqtt {
         let name = service_name(name)?;
         self.session.with_core(|core| core.uninterested(&name));
         Ok(())
+    }
+
+    fn follow(&self, settings: MqttSettings) {
+        self.session.settings.send_if_modified(|current| {
+            let moved = *current != settings;
+            *current = settings;
+            moved
+        });
     }
 }
 

@@ -17,6 +17,8 @@ const PROGRAM: &str = "/usr/sbin/mosquitto";
 pub enum Access {
     Everybody,
     Nobody,
+    /// The user with this name and password.
+    User(&'static str, &'static str),
 }
 
 /// A broker on the loopback interface, killed at the end.
@@ -32,10 +34,22 @@ impl Broker {
         let folder = TempDir::new().expect("temporary folder");
         let port = free_port();
         let everybody = matches!(access, Access::Everybody);
-        let configuration = format!(
+        let mut configuration = format!(
             "listener {port} 127.0.0.1\nallow_anonymous {everybody}\npersistence false\nuser root\n\
              log_dest stderr\nlog_type all\n"
         );
+        if let Access::User(name, password) = access {
+            let file = folder.path().join("passwords");
+            let made = Command::new("mosquitto_passwd")
+                .args(["-b", "-c"])
+                .arg(&file)
+                .args([name, password])
+                .status()
+                .await
+                .expect("mosquitto_passwd runs");
+            assert!(made.success(), "{made}");
+            configuration.push_str(&format!("password_file {}\n", file.display()));
+        }
         std::fs::write(folder.path().join("broker.conf"), configuration).expect("configuration");
         let child = start(&folder).await;
         Self { folder, port, child }

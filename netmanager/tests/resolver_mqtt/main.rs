@@ -9,7 +9,7 @@ mod stage;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use netmanager::resolver::{Mqtt, MqttSettings, ResolveError, Resolver, Update};
+use netmanager::resolver::{Credentials, Mqtt, MqttSettings, ResolveError, Resolver, Update};
 use serde_json::{Value, json};
 
 use broker::{Access, Broker};
@@ -340,6 +340,35 @@ async fn what_was_said_while_the_node_was_away_is_heard_when_it_is_back() {
     stage.cluster.expect_query(NAME).await;
     acknowledge.send(()).expect("somebody waits for it");
     stage.cluster.expect("peers/ack").await;
+}
+
+#[tokio::test]
+async fn a_node_follows_its_cluster_to_another_broker_with_another_login() {
+    let mut stage = Stage::set().await;
+    let guarded = Broker::new(Access::User("n1", "secret")).await;
+    let settings = |password: &str| {
+        let settings = MqttSettings::new(NODE, "127.0.0.1", guarded.port()).expect("settings");
+        let (user, password) = ("n1".to_owned(), password.to_owned());
+        settings.with_credentials(Credentials { user, password })
+    };
+    stage.resolver.follow(settings("wrong"));
+    let detail = loop {
+        match stage.update().await {
+            Update::Connection { up: false, detail } if detail.contains("refuses this node") => break detail,
+            Update::Connection { up: false, .. } => {}
+            other @ (Update::Connection { .. }
+            | Update::Peers { .. }
+            | Update::Service(_)
+            | Update::Gone { .. }) => panic!("{other:?}"),
+        }
+    };
+    assert!(!detail.contains("secret"), "{detail}");
+    stage.resolver.follow(settings("secret"));
+    while !matches!(stage.update().await, Update::Connection { up: true, .. }) {}
+    // The same again is no reason to connect anew.
+    stage.resolver.follow(settings("secret"));
+    let quiet = tokio::time::timeout(Duration::from_millis(300), stage.updates.recv()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
 }
 
 #[tokio::test]

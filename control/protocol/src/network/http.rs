@@ -15,6 +15,30 @@ pub struct RegisterRequest {
     /// Host name or address of the cluster's broker; empty when the configuration file names it.
     #[serde(default, deserialize_with = "lenient::null_as_default")]
     pub cluster_address: String,
+    /// Extension: how to log in at the broker; without a login when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<BrokerAccess>,
+}
+
+/// How a node logs in at the broker of its cluster.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerAccess {
+    /// The configured port when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    pub user: String,
+    pub password: String,
+}
+
+/// Without the password: this ends up in logs.
+impl std::fmt::Debug for BrokerAccess {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("BrokerAccess")
+            .field("port", &self.port)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Body of `POST /container/deploy`: a process that is to be given the network of an instance.
@@ -114,7 +138,8 @@ mod tests {
             whole,
             RegisterRequest {
                 client_id: "65f0a1".into(),
-                cluster_address: "192.0.2.1".into()
+                cluster_address: "192.0.2.1".into(),
+                broker: None,
             }
         );
         for text in [

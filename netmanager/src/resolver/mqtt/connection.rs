@@ -8,7 +8,7 @@ use rumqttc::{
     AsyncClient, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Packet, QoS,
     Request, SubscribeFilter, SubscribeReasonCode,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info};
 
 use super::core::Outgoing;
@@ -27,6 +27,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A client for the broker of `settings`, not connected yet.
 pub(super) fn client(settings: &MqttSettings) -> (AsyncClient, EventLoop) {
+    AsyncClient::new(options(settings), REQUESTS)
+}
+
+fn options(settings: &MqttSettings) -> MqttOptions {
     let host = if settings.host.contains(':') && !settings.host.starts_with('[') {
         // The client joins host and port with a colon, which an IPv6 address has too many of.
         format!("[{}]", settings.host)
@@ -41,14 +45,29 @@ pub(super) fn client(settings: &MqttSettings) -> (AsyncClient, EventLoop) {
     if let Some(credentials) = &settings.credentials {
         options.set_credentials(&credentials.user, &credentials.password);
     }
-    AsyncClient::new(options, REQUESTS)
+    options
 }
 
-/// Connects, again and again, and hands what comes to the session.
-pub(super) async fn run(session: Arc<Session>, mut events: EventLoop) {
+/// Connects, again and again, and hands what comes to the session. Where `moves` says that the broker is elsewhere,
+/// it goes there.
+pub(super) async fn run(
+    session: Arc<Session>,
+    mut events: EventLoop,
+    mut moves: watch::Receiver<MqttSettings>,
+) {
     let mut failures = 0;
     loop {
-        let reason = match events.poll().await {
+        let event = tokio::select! {
+            // What has arrived is taken in first; a connection that is given up may be cut anywhere.
+            biased;
+            event = events.poll() => event,
+            () = moved(&mut moves) => {
+                follow(&session, &mut events, &moves.borrow_and_update());
+                failures = 0;
+                continue;
+            }
+        };
+        let reason = match event {
             Ok(Event::Incoming(Packet::ConnAck(acknowledgement))) => {
                 session.with_core(|core| core.connected(acknowledgement.session_present));
                 continue;
@@ -85,8 +104,33 @@ pub(super) async fn run(session: Arc<Session>, mut events: EventLoop) {
         let pause = pause(&session.node, failures);
         failures = failures.saturating_add(1);
         info!(%reason, ?pause, "not connected to the cluster");
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = moved(&mut moves) => {
+                follow(&session, &mut events, &moves.borrow_and_update());
+                failures = 0;
+            }
+        }
     }
+}
+
+/// Waits until the broker is to be sought elsewhere.
+async fn moved(moves: &mut watch::Receiver<MqttSettings>) {
+    if moves.changed().await.is_err() {
+        // The session holds the sender, and this task the session.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Gives the connection up, so that the next one is made as `settings` say.
+fn follow(session: &Session, events: &mut EventLoop, settings: &MqttSettings) {
+    info!(host = %settings.host, port = settings.port, "the cluster is to be reached another way");
+    session.with_core(|core| {
+        core.disconnected(ResolveError::Away("the connection is made anew".to_owned()));
+    });
+    events.clean();
+    take_back(session, events);
+    events.mqtt_options = options(settings);
 }
 
 /// Sorts out what the client keeps for the next connection, because it was not acknowledged on the last one.
