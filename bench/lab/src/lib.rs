@@ -16,13 +16,17 @@
 //! Links are made inside their namespaces from the start: nothing here ever appears in the root namespace but
 //! the names under `/run/netns`.
 //!
-//! All of it needs root, and the commands `ip` and `ethtool`.
+//! [`Docker`] brings containers, and [`system::System`] all daemons on hosts of a lab.
+//!
+//! All of it needs root, and the commands `ip` and `ethtool`; HTTP goes by `curl`, containers by `docker`.
 
+pub mod capture;
 mod daemon;
 mod debris;
 mod docker;
 mod endpoint;
 mod host;
+pub mod http;
 pub mod images;
 mod laboratory;
 mod namespace;
@@ -31,6 +35,7 @@ mod process;
 mod remains;
 mod run;
 mod snapshot;
+pub mod system;
 mod wait;
 pub mod worker;
 
