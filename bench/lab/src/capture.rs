@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -92,41 +92,62 @@ fn parse_ipv4(packet: &[u8]) -> Option<(Flow, &[u8])> {
 /// Records the UDP datagrams to one port that pass through a namespace, from when it is made until it is ended.
 #[derive(Debug)]
 pub struct Capture {
-    done: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<Vec<Datagram>>>>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    done: AtomicBool,
+    seen: Mutex<Vec<Datagram>>,
 }
 
 impl Capture {
     /// Begins. What is sent after this returns is recorded.
     pub fn start(namespace: &Namespace, port: u16) -> Result<Self> {
         let socket = namespace.enter(open)??;
-        let done = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&done);
+        let shared = Arc::new(Shared::default());
+        let told = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("capture".to_owned())
             .spawn(move || record(&socket, port, &told))
             .context("cannot start a thread")?;
         Ok(Self {
-            done,
+            shared,
             thread: Some(thread),
         })
     }
 
-    /// Ends, and tells what was seen, in order.
-    pub fn end(mut self) -> Result<Vec<Datagram>> {
-        self.join().unwrap_or_else(|| Ok(Vec::new()))
+    /// What was seen so far, in order.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Datagram> {
+        self.shared
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
-    fn join(&mut self) -> Option<Result<Vec<Datagram>>> {
-        self.done.store(true, Ordering::Release);
-        let outcome = self.thread.take()?.join();
-        Some(outcome.unwrap_or_else(|_panic| Err(anyhow!("the recording thread panicked"))))
+    /// Ends, and tells what was seen, in order.
+    pub fn end(mut self) -> Result<Vec<Datagram>> {
+        self.join()?;
+        Ok(self.seen())
+    }
+
+    fn join(&mut self) -> Result<()> {
+        self.shared.done.store(true, Ordering::Release);
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        thread
+            .join()
+            .unwrap_or_else(|_panic| Err(anyhow!("the recording thread panicked")))
     }
 }
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.join() {
+        if let Err(error) = self.join() {
             eprintln!("{error:#}");
         }
     }
@@ -156,8 +177,8 @@ fn open() -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn record(socket: &OwnedFd, port: u16, done: &AtomicBool) -> Result<Vec<Datagram>> {
-    let mut seen = Vec::new();
+fn record(socket: &OwnedFd, port: u16, shared: &Shared) -> Result<()> {
+    let Shared { done, seen } = shared;
     let mut frame = [0; HEADERS];
     loop {
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame) {
@@ -166,10 +187,12 @@ fn record(socket: &OwnedFd, port: u16, done: &AtomicBool) -> Result<Vec<Datagram
                     continue;
                 }
                 let datagram = Datagram::parse(&frame[..length.min(HEADERS)]);
-                seen.extend(datagram.filter(|datagram| datagram.destination.port() == port));
+                if let Some(datagram) = datagram.filter(|datagram| datagram.destination.port() == port) {
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).push(datagram);
+                }
             }
             // Only when nothing waits to be read does it end: what was sent before is complete.
-            Err(Errno::EAGAIN) if done.load(Ordering::Acquire) => return Ok(seen),
+            Err(Errno::EAGAIN) if done.load(Ordering::Acquire) => return Ok(()),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => return Err(errno).context("cannot read what the wire carries"),
         }

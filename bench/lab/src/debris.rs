@@ -28,6 +28,16 @@ pub(crate) fn run_directory(run: &Run) -> PathBuf {
     Path::new(TEMPORARY_DIRECTORY).join(run.name())
 }
 
+/// The labs whose folder has a file of this name and whose owner lives: the folder and the owner's process id.
+pub fn living(mark: &str) -> Result<Vec<(PathBuf, u32)>> {
+    let names = names(Path::new(TEMPORARY_DIRECTORY))?;
+    let runs = names.iter().filter_map(|name| Run::of(name));
+    Ok(runs
+        .filter(|run| run_directory(run).join(mark).exists() && run.owner_lives())
+        .map(|run| (run_directory(&run), run.owner()))
+        .collect())
+}
+
 /// Removes what labs left behind whose owners are dead. Silent when all went well, and harmless beside another
 /// sweep or a living lab.
 pub fn sweep() -> Result<()> {

@@ -7,12 +7,22 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::output;
+use crate::process::{in_session, output};
 use crate::remains::{ignore_absent, kill_docker, remove_control_groups, remove_shim_sockets, unmount_below};
 use crate::{Daemon, Namespace, wait_for};
 
 /// How the folder of a Docker is called, or begins, in the folder of its run.
 pub(crate) const FOLDER: &str = "docker";
+/// How its socket is called in its folder.
+const SOCKET: &str = "docker.sock";
+/// Leaves the network of its namespace alone.
+const QUIET: [&str; 5] = [
+    "--bridge=none",
+    "--iptables=false",
+    "--ip6tables=false",
+    "--ip-forward=false",
+    "--ip-masq=false",
+];
 /// Dockerd starts a containerd first, which takes seconds on a busy machine.
 const READY: Duration = Duration::from_secs(60);
 /// How long dockerd may take to end by itself.
@@ -37,21 +47,25 @@ impl Docker {
     /// The folder is that of a lab ([`Lab::directory`](crate::Lab::directory)), or another that
     /// [`remove_standing`](crate::remove_standing) removes.
     pub fn start(directory: &Path) -> Result<Self> {
-        let quiet = [
-            "--bridge=none",
-            "--iptables=false",
-            "--ip6tables=false",
-            "--ip-forward=false",
-            "--ip-masq=false",
-        ];
-        Self::start_with(&Namespace::machine(directory), directory, FOLDER, &quiet)
+        Self::start_with(&Namespace::machine(directory), directory, FOLDER, &QUIET, false)
+    }
+
+    /// As [`Self::start`], apart from the terminal: one that is to live on when this process has ended.
+    pub fn start_standing(directory: &Path) -> Result<Self> {
+        Self::start_with(&Namespace::machine(directory), directory, FOLDER, &QUIET, true)
+    }
+
+    /// The socket of the Docker that was started for this folder, whether or not it runs.
+    #[must_use]
+    pub fn client_of(directory: &Path) -> DockerClient {
+        DockerClient::at(&directory.join(FOLDER).join(SOCKET))
     }
 
     /// Starts one on a host, whose network it treats as Docker does by default: bridge `docker0`, forwarding on,
     /// policy DROP for what is forwarded, chain `DOCKER-USER`.
     pub fn start_in(host: &Namespace, directory: &Path) -> Result<Self> {
         let folder = format!("{FOLDER}-{}", host.role());
-        Self::start_with(host, directory, &folder, &["--ip6tables=false"])
+        Self::start_with(host, directory, &folder, &["--ip6tables=false"], false)
     }
 
     fn start_with(
@@ -59,6 +73,7 @@ impl Docker {
         run_directory: &Path,
         folder: &str,
         network: &[&str],
+        standing: bool,
     ) -> Result<Self> {
         let run = run_directory
             .file_name()
@@ -71,7 +86,7 @@ impl Docker {
         let configuration = directory.join("daemon.json");
         fs::write(&configuration, "{}")
             .with_context(|| format!("cannot write {}", configuration.display()))?;
-        let client = DockerClient::at(&directory.join("docker.sock"));
+        let client = DockerClient::at(&directory.join(SOCKET));
 
         let mut command = namespace.command("dockerd")?;
         command
@@ -89,6 +104,9 @@ impl Docker {
             .args(["--cgroup-parent", &format!("/{control_group}")])
             .args(["--live-restore", "--userland-proxy=false"])
             .args(network);
+        if standing {
+            in_session(&mut command);
+        }
         let daemon = namespace.daemon(folder, command)?;
         let mut docker = Self {
             client,

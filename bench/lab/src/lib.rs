@@ -40,12 +40,13 @@ mod wait;
 pub mod worker;
 
 pub use daemon::Daemon;
-pub use debris::{PIN_DIRECTORY, remove_standing, sweep};
+pub use debris::{PIN_DIRECTORY, living, remove_standing, sweep};
 pub use docker::{Docker, DockerClient};
 pub use endpoint::Endpoint;
 pub use host::{Host, HostOptions, Offloads, UPLINK};
 pub use laboratory::Lab;
 pub use namespace::Namespace;
-pub use remains::PLUGIN_DIRECTORY;
+pub use remains::{PLUGIN_DIRECTORY, kill_programs, node_ids};
+pub use run::started;
 pub use snapshot::Snapshot;
 pub use wait::{Condition, wait_for};

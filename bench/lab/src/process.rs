@@ -3,13 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, setsid};
 
 use crate::wait::wait_for;
 
@@ -27,6 +28,14 @@ pub(crate) fn output(command: &mut Command) -> Result<Output> {
         bail!("{} failed ({}): {}", shown(command), output.status, stderr.trim());
     }
     Ok(output)
+}
+
+/// Has a command run in a session of its own, so that neither Ctrl-C nor the end of the terminal reaches it.
+pub(crate) fn in_session(command: &mut Command) {
+    // SAFETY: one system call, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(|| setsid().map(drop).map_err(io::Error::from));
+    }
 }
 
 /// A command as a person would type it.

@@ -26,16 +26,29 @@ const NODE_STATE: &str = "var/lib/oakestra/netmanager/state.json";
 
 /// Kills what was started for the run of this name, wherever it lives. This process is spared.
 pub(crate) fn kill_marked(run: &str) -> Result<()> {
+    kill_all("killed processes to be gone", || marked(run))
+}
+
+/// Kills what was started for the run that a folder is named after and executes one of these files.
+pub fn kill_programs(directory: &Path, programs: &[PathBuf]) -> Result<()> {
+    let run = directory.file_name().and_then(|name| name.to_str());
+    let run = run.with_context(|| format!("{} is no folder of a run", directory.display()))?;
+    kill_all("killed daemons to be gone", || {
+        let executes =
+            |pid: &Pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|file| programs.contains(&file));
+        Ok(marked(run)?.into_iter().filter(executes).collect())
+    })
+}
+
+fn marked(run: &str) -> Result<Vec<Pid>> {
     let mut variable = format!("{MARKER}={run}").into_bytes();
     variable.push(0);
-    kill_all("killed processes to be gone", || {
-        let is_marked = |pid: &Pid| {
-            // A process that ends while it is looked at, or is dead already, has no environment.
-            fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|environment| begins_a_variable(&environment, &variable))
-        };
-        Ok(processes()?.into_iter().filter(is_marked).collect())
-    })
+    let is_marked = |pid: &Pid| {
+        // A process that ends while it is looked at, or is dead already, has no environment.
+        fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|environment| begins_a_variable(&environment, &variable))
+    };
+    Ok(processes()?.into_iter().filter(is_marked).collect())
 }
 
 /// Kills what a dockerd started: processes whose command line names its folder, containerd and containers' parents.
@@ -214,7 +227,7 @@ pub(crate) fn remove_shim_sockets(docker: &Path) -> Result<()> {
 }
 
 /// The ids of the nodes whose root folders lie in a folder. A state that can't be read names no node.
-pub(crate) fn node_ids(directory: &Path) -> Result<Vec<String>> {
+pub fn node_ids(directory: &Path) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     for root in entries(directory)? {
         let Ok(text) = fs::read(root.join(NODE_STATE)) else {

@@ -17,10 +17,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::unistd::setsid;
 use serde_json::{Value, json};
 
 use crate::http::{Request, send};
+use crate::process::in_session;
 use crate::{Daemon, Docker, DockerClient, Lab, Namespace, PLUGIN_DIRECTORY, images, wait_for};
 use client::Client;
 pub use node::Node;
@@ -225,12 +225,8 @@ impl Plan {
     }
 
     fn daemon(&self, seat: &Seat, name: &str, mut command: Command) -> Result<Daemon> {
-        use std::os::unix::process::CommandExt as _;
         if self.background {
-            // SAFETY: one system call, which may be made between fork and exec.
-            unsafe {
-                command.pre_exec(|| setsid().map(drop).map_err(std::io::Error::from));
-            }
+            in_session(&mut command);
         }
         let name = if seat.name == name {
             name.to_owned()
@@ -373,7 +369,13 @@ impl System {
     }
 
     /// The workers, `worker-1` first.
-    pub fn workers(&mut self) -> &mut [Node] {
+    #[must_use]
+    pub fn workers(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The workers, to be killed and started again.
+    pub fn workers_mut(&mut self) -> &mut [Node] {
         &mut self.nodes
     }
 
