@@ -22,6 +22,9 @@ use crate::{images, setup};
 /// The folder of copies of the daemons, in the system's folder: a build must not change what runs.
 pub const PROGRAMS: &str = "bin";
 
+/// How its own Docker is called among the processes.
+const DOCKER: &str = "docker";
+
 /// Starts root, cluster and workers on this machine, in the background, and ends when they are ready.
 ///
 /// Root, cluster and one worker run in the machine's own network, further workers in network namespaces of their own.
@@ -61,7 +64,7 @@ pub fn run(options: Options) -> Result<()> {
         // What one that was killed before it had written anything down has left.
         take_down(directory)?;
     }
-    match start(directory, &built, &archive, workers) {
+    match start(directory, &built, &archive, workers, before.as_ref()) {
         Ok(plan) => {
             tell(&plan);
             Ok(())
@@ -77,7 +80,13 @@ pub fn run(options: Options) -> Result<()> {
     }
 }
 
-fn start(directory: &Path, built: &Path, archive: &Path, workers: u8) -> Result<Plan> {
+fn start(
+    directory: &Path,
+    built: &Path,
+    archive: &Path,
+    workers: u8,
+    before: Option<&Standing>,
+) -> Result<Plan> {
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let programs = directory.join(PROGRAMS);
     // Those that still run of an earlier start.
@@ -104,8 +113,12 @@ fn start(directory: &Path, built: &Path, archive: &Path, workers: u8) -> Result<
     let mut system = System::launch(plan.clone())?;
     system.wait_until_ready()?;
     let mut standing = Standing::of(&mut system);
-    if let Some(docker) = &mut own {
-        standing.add("docker", docker.daemon().pid());
+    // Its own Docker is not started again while it runs.
+    let earlier = before.and_then(|before| before.processes.iter().find(|process| process.name == DOCKER));
+    match (&mut own, earlier) {
+        (Some(docker), _) => standing.add(DOCKER, docker.daemon().pid()),
+        (None, Some(earlier)) => standing.add(DOCKER, earlier.pid),
+        (None, None) => {}
     }
     standing.save()?;
     system.release();
