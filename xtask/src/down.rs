@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use lab::system::{CLUSTER_PROGRAM, ENGINE_PROGRAM, NETMANAGER_PROGRAM, ROOT_PROGRAM};
-use lab::{DockerClient, kill_programs, living, node_ids, remove_standing, started, wait_for};
+use lab::{DockerClient, forget_names, kill_programs, living, node_ids, remove_standing, started, wait_for};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -30,6 +30,7 @@ pub fn run(options: Options) -> Result<()> {
     let demonstrations = end_demonstrations()?;
     let stood = Path::new(DIRECTORY).exists();
     take_down(Path::new(DIRECTORY))?;
+    forget_names()?;
     match (stood, demonstrations) {
         (false, 0) => println!("nothing was running; nothing is left"),
         (true, 0) => println!("the system is down; nothing of it is left"),

@@ -38,6 +38,23 @@ pub fn living(mark: &str) -> Result<Vec<(PathBuf, u32)>> {
         .collect())
 }
 
+/// Undoes what `ip netns` does with the folder of its names when the first one is made, if there is no name left.
+/// Not for when others make namespaces at the same time.
+pub fn forget_names() -> Result<()> {
+    let directory = Path::new(NAMESPACE_DIRECTORY);
+    if !directory.exists() || !names(directory)?.is_empty() {
+        return Ok(());
+    }
+    // It is mounted onto itself, perhaps more than once. EINVAL: not mounted; EBUSY: a name has come.
+    loop {
+        match umount2(directory, MntFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::EBUSY) => return Ok(()),
+            Err(errno) => return Err(errno).with_context(|| format!("cannot unmount {NAMESPACE_DIRECTORY}")),
+        }
+    }
+}
+
 /// Removes what labs left behind whose owners are dead. Silent when all went well, and harmless beside another
 /// sweep or a living lab.
 pub fn sweep() -> Result<()> {

@@ -36,6 +36,8 @@ impl Answer {
     }
 }
 
+/// Seconds until nobody is there.
+const CONNECT: &str = "5";
 /// Seconds until an answer that does not come is given up.
 const DEADLINE: &str = "60";
 
@@ -49,14 +51,8 @@ pub fn send(namespace: &Namespace, request: Request<'_>) -> Result<Answer> {
         socket,
     } = request;
     let mut command = namespace.command("curl")?;
-    command.args([
-        "--silent",
-        "--show-error",
-        "--noproxy",
-        "*",
-        "--max-time",
-        DEADLINE,
-    ]);
+    command.args(["--silent", "--show-error", "--noproxy", "*"]);
+    command.args(["--connect-timeout", CONNECT, "--max-time", DEADLINE]);
     command.args(["--write-out", "\n%{http_code}"]);
     if !method.is_empty() {
         command.args(["--request", method]);

@@ -40,7 +40,7 @@ mod wait;
 pub mod worker;
 
 pub use daemon::Daemon;
-pub use debris::{PIN_DIRECTORY, living, remove_standing, sweep};
+pub use debris::{PIN_DIRECTORY, forget_names, living, remove_standing, sweep};
 pub use docker::{Docker, DockerClient};
 pub use endpoint::Endpoint;
 pub use host::{Host, HostOptions, Offloads, UPLINK};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lab::images::{self, CURL, FOLDER_VARIABLE, NGINX};
-use lab::{Docker, DockerClient, Lab, Snapshot, remove_standing, wait_for};
+use lab::{Docker, DockerClient, Lab, PIN_DIRECTORY, PLUGIN_DIRECTORY, Snapshot, remove_standing, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -166,6 +166,21 @@ fn what_a_killed_owner_left_of_a_docker_is_swept() -> Result<()> {
     Ok(())
 }
 
+/// What a killed NetManager leaves: a state that names the node, its pins, the socket of its network driver. The
+/// latter two.
+fn node(directory: &Path, id: &str) -> Result<[PathBuf; 2]> {
+    let state = directory.join("worker-1/var/lib/oakestra/netmanager");
+    fs::create_dir_all(&state)?;
+    let registered = format!("{{\"registration\": {{\"node_id\": \"{id}\"}}}}");
+    fs::write(state.join("state.json"), registered)?;
+    let pins = Path::new(PIN_DIRECTORY).join(id);
+    fs::create_dir_all(&pins).context("bpffs is not mounted?")?;
+    let plugin = Path::new(PLUGIN_DIRECTORY).join(format!("oakestra-{id}.sock"));
+    fs::create_dir_all(PLUGIN_DIRECTORY)?;
+    fs::write(&plugin, "")?;
+    Ok([pins, plugin])
+}
+
 #[test]
 fn a_standing_docker_is_removed_by_its_folder() -> Result<()> {
     let folder = images_folder()?;
@@ -176,13 +191,16 @@ fn a_standing_docker_is_removed_by_its_folder() -> Result<()> {
     let mut docker = Docker::start(&directory)?;
     images::import(docker.client(), &folder, &NGINX)?;
     sleeper(docker.client())?;
+    let traces = node(&directory, &format!("node{}", std::process::id()))?;
     docker.release();
     let client = docker.client().clone();
     drop(docker);
     assert!(client.answers(), "it runs on");
 
     remove_standing(&directory)?;
-    assert!(!directory.exists());
+    for path in traces.iter().chain([&directory]) {
+        assert!(!path.exists(), "{}", path.display());
+    }
     assert_eq!(Vec::<String>::new(), processes(&name)?);
     assert_eq!(Vec::<String>::new(), left(&before, &name)?);
     remove_standing(&directory)?;
