@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::command::{cargo, execute, need_root, short, show};
 use crate::programs::{self, OBJECT_VARIABLE};
+use crate::table::print_table;
 use crate::workspace::binary;
 
 /// Builds the kernel programs, loads each into the running kernel, and prints what the verifier made of them.
@@ -99,36 +100,6 @@ fn rows(list: &Value, fields: &[&str]) -> Result<Vec<Vec<String>>> {
             .collect()
     };
     list.iter().map(row).collect()
-}
-
-/// Names to the left, numbers to the right.
-fn print_table(head: &[&str], rows: &[Vec<String>]) {
-    let head: Vec<String> = head.iter().map(|title| (*title).to_owned()).collect();
-    let widths: Vec<usize> = (0..head.len())
-        .map(|column| {
-            rows.iter()
-                .chain([&head])
-                .map(|row| row[column].len())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    for row in [&head].into_iter().chain(rows) {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(column, (cell, width))| {
-                let is_name = column == 0 || head[column] == "kind";
-                if is_name {
-                    format!("{cell:<width$}")
-                } else {
-                    format!("{cell:>width$}")
-                }
-            })
-            .collect();
-        println!("{}", cells.join("  ").trim_end());
-    }
 }
 
 /// A number with a comma between each three digits.

@@ -6,20 +6,24 @@ use std::process::{ChildStdout, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lab::images::FOLDER_VARIABLE;
+use lab::system::PROGRAMS_VARIABLE;
 use lab::{Lab, Snapshot, wait_for};
 
 use crate::command::{cargo, need_root, show};
+use crate::daemons::{self, Profile};
 use crate::programs::{self, OBJECT_VARIABLE};
 use crate::workspace::kernel_test_features;
-use crate::{build_ebpf, setup};
+use crate::{build_ebpf, images, setup};
 
 /// How long the kernel may take to be rid of the last namespaces: it removes their links in the background.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs all tests: on the host, of the programs in the running kernel, and between hosts made of namespaces.
 ///
-/// Installs what is missing (`setup`), builds and loads the programs (`build-ebpf`), runs every test of the
-/// workspace, and looks whether one has left something behind in the machine's network. Ends with how many passed,
+/// Installs what is missing (`setup`), builds and loads the programs (`build-ebpf`), builds the daemons and makes the
+/// images (`images`), runs every test of the workspace, and looks whether one has left something behind: in the
+/// machine's network, mounts, control groups, containers. Ends with how many passed,
 /// failed and were ignored; an ignored test is a failure too. Needs root. Everything happens in network namespaces of
 /// its own: the machine's network is not touched.
 #[derive(clap::Args)]
@@ -37,6 +41,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
     setup::ensure_complete()?;
     let object = programs::build()?;
     build_ebpf::load(&object)?;
+    let daemons = daemons::build(Profile::Debug)?;
+    let images = images::ensure()?;
 
     lab::sweep()?;
     warm_up()?;
@@ -46,6 +52,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
     let mut command = cargo()?;
     command
         .env(OBJECT_VARIABLE, object)
+        .env(PROGRAMS_VARIABLE, daemons)
+        .env(FOLDER_VARIABLE, images)
         .args([
             "test",
             "--workspace",
@@ -78,7 +86,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
     let left = left_behind(&before)?;
     if !left.is_empty() {
         reasons.push(format!(
-            "the machine's network is not as it was before:\n  {}",
+            "the machine is not as it was before:\n  {}",
             left.join("\n  ")
         ));
     }
@@ -118,7 +126,7 @@ fn warm_up() -> Result<()> {
 /// What is different from before, when it stays so.
 fn left_behind(before: &Snapshot) -> Result<Vec<String>> {
     let mut left = Vec::new();
-    let outcome = wait_for("the network to be as before", SETTLE_DEADLINE, || {
+    let outcome = wait_for("the machine to be as before", SETTLE_DEADLINE, || {
         left = before.difference(&Snapshot::take()?);
         Ok(left.is_empty())
     });

@@ -25,6 +25,8 @@ pub struct Daemon {
     command: Command,
     child: Child,
     log: PathBuf,
+    /// Whether it is somebody else's to end.
+    released: bool,
 }
 
 impl Daemon {
@@ -43,7 +45,19 @@ impl Daemon {
             command,
             child,
             log,
+            released: false,
         })
+    }
+
+    /// Its name, which is also that of its log.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Leaves it running when this is dropped; who else is to end it finds it by its id, or by the marker of its run.
+    pub fn release(&mut self) {
+        self.released = true;
     }
 
     /// The process id; of the last process where it has ended.
@@ -121,6 +135,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if self.released {
+            return;
+        }
         if thread::panicking() {
             match self.log() {
                 Ok(log) => eprintln!(

@@ -16,26 +16,37 @@
 //! Links are made inside their namespaces from the start: nothing here ever appears in the root namespace but
 //! the names under `/run/netns`.
 //!
-//! All of it needs root, and the commands `ip` and `ethtool`.
+//! [`Docker`] brings containers, and [`system::System`] all daemons on hosts of a lab.
+//!
+//! All of it needs root, and the commands `ip` and `ethtool`; HTTP goes by `curl`, containers by `docker`.
 
+pub mod capture;
 mod daemon;
 mod debris;
+mod docker;
 mod endpoint;
 mod host;
+pub mod http;
+pub mod images;
 mod laboratory;
 mod namespace;
 mod ping;
 mod process;
+mod remains;
 mod run;
 mod snapshot;
+pub mod system;
 mod wait;
 pub mod worker;
 
 pub use daemon::Daemon;
-pub use debris::{PIN_DIRECTORY, sweep};
+pub use debris::{PIN_DIRECTORY, forget_names, living, remove_standing, sweep};
+pub use docker::{Docker, DockerClient};
 pub use endpoint::Endpoint;
 pub use host::{Host, HostOptions, Offloads, UPLINK};
 pub use laboratory::Lab;
 pub use namespace::Namespace;
+pub use remains::{PLUGIN_DIRECTORY, kill_programs, node_ids};
+pub use run::started;
 pub use snapshot::Snapshot;
 pub use wait::{Condition, wait_for};

@@ -26,25 +26,49 @@ pub(crate) const DIRECTORY: &str = "/run/netns";
 const LINK_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A network namespace of a lab: a host, an endpoint, or the wire. A handle that may be cloned; the namespace
-/// lives as long as its lab.
+/// lives as long as its lab. Or the machine's own ([`Namespace::machine`]).
 ///
 /// Only the network differs from the root namespace. Files, and with them `/sys/fs/bpf`, are everybody's, as
 /// `ip netns exec` would not leave them; so `/sys/class/net` shows the links of the root namespace.
 #[derive(Clone, Debug)]
 pub struct Namespace {
     name: Arc<str>,
+    path: Arc<Path>,
     directory: Arc<Path>,
 }
 
+/// In the environment of everything that is started in a namespace, with the name of the run's folder as its value:
+/// so are processes found that left their namespace, or never were in one of the run's own.
+pub(crate) const MARKER: &str = "OAKT_RUN";
+
 impl Namespace {
-    /// Makes a namespace in which nothing but `lo` exists and nothing speaks unasked: no IPv6, no forwarding, no
-    /// source filter, whatever the root namespace would hand down.
-    pub(crate) fn create(name: &str, directory: &Arc<Path>) -> Result<Self> {
-        output(Command::new("ip").args(["netns", "add", name]))?;
-        let namespace = Self {
+    /// The namespace that this process lives in, `machine` by name. What is started in it logs to the folder, and
+    /// belongs to the run that the folder is named after.
+    #[must_use]
+    pub fn machine(directory: &Path) -> Self {
+        Self {
+            name: "machine".into(),
+            path: Path::new("/proc/self/ns/net").into(),
+            directory: directory.into(),
+        }
+    }
+
+    /// The namespace of this name, which somebody made earlier; it may be gone.
+    #[must_use]
+    pub fn named(name: &str, directory: &Path) -> Self {
+        Self {
             name: name.into(),
-            directory: Arc::clone(directory),
-        };
+            path: Path::new(DIRECTORY).join(name).into(),
+            directory: directory.into(),
+        }
+    }
+
+    /// Makes a namespace in which nothing but `lo` exists and nothing speaks unasked: no IPv6, no forwarding, no
+    /// source filter, whatever the root namespace would hand down. Outside of a lab, whoever makes it has to remove
+    /// it ([`remove_standing`](crate::remove_standing)).
+    pub fn create(name: &str, directory: &Path) -> Result<Self> {
+        output(Command::new("ip").args(["netns", "add", name]))?;
+        let namespace = Self::named(name, directory);
         // First, because it sets others back to what a host has.
         namespace.sysctl("net.ipv4.ip_forward", "0")?;
         for scope in ["all", "default"] {
@@ -68,7 +92,7 @@ impl Namespace {
     /// The file that holds it.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        Path::new(DIRECTORY).join(&*self.name)
+        self.path.to_path_buf()
     }
 
     /// A command that will run inside.
@@ -78,6 +102,9 @@ impl Namespace {
     pub fn command(&self, program: &str) -> Result<Command> {
         let file = self.open()?;
         let mut command = Command::new(program);
+        if let Some(run) = self.directory.file_name() {
+            command.env(MARKER, run);
+        }
         // SAFETY: between fork and exec only async-signal-safe functions are allowed: this is one system call on
         // a file that was opened before, and an error is made from its errno without allocation.
         unsafe {
@@ -150,12 +177,17 @@ impl Namespace {
     /// Starts a program that keeps running, from a command made by [`Namespace::command`] of this namespace.
     /// What it writes goes to `<lab's folder>/<role>-<name>.log`.
     pub fn daemon(&self, name: &str, command: Command) -> Result<Daemon> {
-        let role = self.name.splitn(3, '-').last().unwrap_or(&self.name);
-        Daemon::start(&format!("{role}-{name}"), command, &self.directory)
+        Daemon::start(&format!("{}-{name}", self.role()), command, &self.directory)
+    }
+
+    /// What tells it from the others of its lab: its name without `oakt-<run>-`.
+    #[must_use]
+    pub fn role(&self) -> &str {
+        self.name.splitn(3, '-').last().unwrap_or(&self.name)
     }
 
     fn open(&self) -> Result<File> {
-        match File::open(self.path()) {
+        match File::open(&self.path) {
             Ok(file) => Ok(file),
             Err(error) if error.kind() == ErrorKind::NotFound => bail!("namespace {} is gone", self.name),
             Err(error) => Err(error).with_context(|| format!("cannot open {}", self.path().display())),

@@ -3,13 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, setsid};
 
 use crate::wait::wait_for;
 
@@ -27,6 +28,14 @@ pub(crate) fn output(command: &mut Command) -> Result<Output> {
         bail!("{} failed ({}): {}", shown(command), output.status, stderr.trim());
     }
     Ok(output)
+}
+
+/// Has a command run in a session of its own, so that neither Ctrl-C nor the end of the terminal reaches it.
+pub(crate) fn in_session(command: &mut Command) {
+    // SAFETY: one system call, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(|| setsid().map(drop).map_err(io::Error::from));
+    }
 }
 
 /// A command as a person would type it.
@@ -65,43 +74,44 @@ pub(crate) fn kill_inside(namespaces: &[Identity]) -> Result<()> {
     if doomed.is_empty() {
         return Ok(());
     }
-    // Again and again, since a process may start another while it is being killed.
-    wait_for(
-        "killed processes to leave their namespaces",
-        KILL_DEADLINE,
-        || {
-            let inhabitants = inhabitants(&doomed)?;
-            for pid in &inhabitants {
-                match kill(*pid, Signal::SIGKILL) {
-                    Ok(()) | Err(Errno::ESRCH) => {}
-                    Err(errno) => return Err(errno).with_context(|| format!("cannot kill process {pid}")),
-                }
+    kill_all("killed processes to leave their namespaces", || {
+        inhabitants(&doomed)
+    })
+}
+
+/// Kills the processes that are found, again and again, since a process may start another while it is being killed,
+/// until none is found. This process is spared.
+pub(crate) fn kill_all(what: &str, mut find: impl FnMut() -> Result<Vec<Pid>>) -> Result<()> {
+    let own = Pid::this();
+    wait_for(what, KILL_DEADLINE, || {
+        let mut doomed = find()?;
+        doomed.retain(|pid| *pid != own);
+        for pid in &doomed {
+            match kill(*pid, Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err(errno).with_context(|| format!("cannot kill process {pid}")),
             }
-            Ok(inhabitants.is_empty())
-        },
-    )
+        }
+        Ok(doomed.is_empty())
+    })
+}
+
+/// All processes of the machine, as far as this one sees.
+pub(crate) fn processes() -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
+        let entry = entry.context("cannot list /proc")?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        found.extend(number.map(Pid::from_raw));
+    }
+    Ok(found)
 }
 
 /// The processes in the namespaces. One that is dead but not yet reaped has no namespace any more.
 fn inhabitants(namespaces: &[Identity]) -> Result<Vec<Pid>> {
-    let own = std::process::id().cast_signed();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
-        let entry = entry.context("cannot list /proc")?;
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
-            continue;
-        };
+    let lives_there = |pid: &Pid| {
         // A process that ends while it is looked at is none.
-        let Ok(identity) = Identity::of(&format!("/proc/{pid}/ns/net")) else {
-            continue;
-        };
-        if pid != own && namespaces.contains(&identity) {
-            found.push(Pid::from_raw(pid));
-        }
-    }
-    Ok(found)
+        Identity::of(&format!("/proc/{pid}/ns/net")).is_ok_and(|identity| namespaces.contains(&identity))
+    };
+    Ok(processes()?.into_iter().filter(lives_there).collect())
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, ensure};
 
 /// What every name of every lab begins with.
-const PREFIX: &str = "oakt-";
+pub(crate) const PREFIX: &str = "oakt-";
 const RADIX: u32 = 36;
 /// Digits of a process id: the kernel's largest is 2^22.
 const PID_DIGITS: usize = 5;
@@ -80,15 +80,26 @@ impl Run {
     /// Whether the process that made it still runs. One that is dead and only waits for its parent to notice
     /// cannot clean up any more.
     pub(crate) fn owner_lives(&self) -> bool {
-        Process::read(self.owner).is_some_and(|process| {
-            process.started == self.owner_started && !matches!(process.state, 'Z' | 'X')
-        })
+        started(self.owner) == Some(self.owner_started)
+    }
+
+    /// The id of the process that made it.
+    pub(crate) fn owner(&self) -> u32 {
+        self.owner
     }
 
     /// Whether another process, and a live one, made it.
     pub(crate) fn is_anothers(&self) -> bool {
         self.owner != std::process::id() && self.owner_lives()
     }
+}
+
+/// When a process started, in clock ticks since boot: with its id, that is what tells it from all others. None if it
+/// has ended, also where its parent has not noticed yet.
+#[must_use]
+pub fn started(pid: u32) -> Option<u64> {
+    let process = Process::read(pid).filter(|process| !matches!(process.state, 'Z' | 'X'))?;
+    Some(process.started)
 }
 
 struct Process {

@@ -9,14 +9,18 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use crate::docker::DockerClient;
 use crate::process::output;
+use crate::remains::{PLUGIN_DIRECTORY, SHIM_DIRECTORY, control_groups, entries, mounts};
 use crate::run::Run;
 
 /// Sysctls that count or measure, and so change without anybody changing them.
 const VOLATILE: &[&str] = &["net.netfilter.nf_conntrack_count"];
 
 /// The root namespace as `ip netns`, `ip link`, `nft -s list ruleset`, `bpftool link`, `/sys/fs/bpf` and
-/// `sysctl net` show it. Names of labs that belong to other living processes are left out: they come and go.
+/// `sysctl net` show it; besides, what is mounted, the control groups at the top, sockets of network drivers and of
+/// containers' parents, and what the machine's Docker has, if it answers. Names of labs that belong to other living
+/// processes are left out: they come and go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     sections: BTreeMap<&'static str, BTreeSet<String>>,
@@ -32,6 +36,17 @@ impl Snapshot {
         sections.insert("nft", rules()?);
         sections.insert("bpf link", bpf_links()?);
         sections.insert("/sys/fs/bpf", pins()?);
+        sections.insert("mounts", mount_points()?);
+        sections.insert(
+            "cgroup",
+            control_groups()?
+                .into_iter()
+                .filter(|name| !is_anothers(name))
+                .collect(),
+        );
+        sections.insert("network drivers", sockets(PLUGIN_DIRECTORY)?);
+        sections.insert("containers' parents", sockets(SHIM_DIRECTORY)?);
+        sections.insert("docker", docker()?);
         // Last, since looking at the rules may load modules that bring sysctls of their own.
         sections.insert("sysctl", sysctls()?);
         Ok(Self { sections })
@@ -166,6 +181,39 @@ fn pins() -> Result<BTreeSet<String>> {
         paths.remove(crate::PIN_DIRECTORY);
     }
     Ok(paths)
+}
+
+fn mount_points() -> Result<BTreeSet<String>> {
+    let points = mounts()?;
+    Ok(points
+        .iter()
+        // Each namespace with a name is one, and stands under its name.
+        .filter(|mount| mount.kind != "nsfs")
+        .map(|mount| format!("{} ({})", mount.point.display(), mount.kind))
+        .filter(|text| !text.split(['/', ' ']).any(is_anothers))
+        .collect())
+}
+
+fn sockets(directory: &str) -> Result<BTreeSet<String>> {
+    let paths = entries(Path::new(directory))?;
+    let names = paths.iter().filter_map(|path| path.file_name());
+    Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+}
+
+fn docker() -> Result<BTreeSet<String>> {
+    let docker = DockerClient::at(Path::new(DockerClient::MACHINE));
+    let mut found = BTreeSet::new();
+    if docker.answers() {
+        for (kind, arguments) in [
+            ("container", &["ps", "--all", "--quiet", "--no-trunc"][..]),
+            ("volume", &["volume", "ls", "--quiet"]),
+            ("network", &["network", "ls", "--quiet", "--no-trunc"]),
+        ] {
+            let text = docker.text(arguments)?;
+            found.extend(text.lines().map(|line| format!("{kind} {line}")));
+        }
+    }
+    Ok(found)
 }
 
 fn has_anothers(directory: &Path) -> bool {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::http::{Request, send};
 use crate::{Daemon, Endpoint, Host, Lab, wait_for};
 
 /// How long a daemon may take to be ready; loading the programs takes a second on a slow machine.
@@ -236,36 +237,14 @@ impl Worker {
     /// Sends a request with curl, whatever comes of it: status code and body, `null` where that is empty.
     pub fn request(&self, path: &str, body: Option<&str>) -> Result<(u16, Value)> {
         let socket = self.socket().display().to_string();
-        let url = format!("http://netmanager{path}");
-        let mut arguments = vec![
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "60",
-            "--unix-socket",
-            &socket,
-        ];
-        arguments.extend(["--write-out", "\n%{http_code}"]);
-        if let Some(body) = body {
-            arguments.extend([
-                "--header",
-                "content-type: application/json",
-                "--data-binary",
-                body,
-            ]);
-        }
-        arguments.push(&url);
-        let output = self.host.run("curl", &arguments)?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let (body, code) = text
-            .rsplit_once('\n')
-            .context("curl has not told the status code")?;
-        let answer = if body.is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_str(body).context("no JSON")?
+        let request = Request {
+            url: &format!("http://netmanager{path}"),
+            body,
+            socket: Some(&socket),
+            ..Request::default()
         };
-        Ok((code.parse().context("curl has told no status code")?, answer))
+        let answer = send(&self.host, request)?;
+        Ok((answer.code, answer.json()?))
     }
 
     /// The counter of an action or drop reason at a hook; zero when it was never counted.

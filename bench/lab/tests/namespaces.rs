@@ -1,11 +1,12 @@
 //! What a lab's hosts, endpoints and daemons can do. Needs root.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use lab::capture::Capture;
 use lab::{HostOptions, Lab, Offloads, UPLINK, wait_for};
 use nix::sys::signal::Signal;
 
@@ -219,5 +220,28 @@ fn a_daemon_is_started_ended_and_started_again() -> Result<()> {
     wait_for("the shell's trap", DEADLINE, || Ok(deaf.log()?.contains("deaf")))?;
     let status = deaf.terminate(Duration::from_millis(50))?;
     assert_eq!(Some(Signal::SIGKILL as i32), status.signal());
+    lab.remove()
+}
+
+#[test]
+fn a_capture_sees_each_datagram_of_the_wire_once() -> Result<()> {
+    let lab = Lab::new("capture")?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    // So that the first datagram is not held back for the neighbour's address.
+    a.ping(b.address(), DEADLINE)?;
+    let capture = Capture::start(lab.wire(), 50103)?;
+    let target = SocketAddrV4::new(b.address(), 50103);
+    let sent = a.enter(|| -> std::io::Result<()> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.send_to(b"one", target)?;
+        socket.send_to(b"elsewhere", (b.address(), 50104))?;
+        socket.send_to(b"two", target)?;
+        Ok(())
+    })?;
+    sent?;
+    let seen = capture.end()?;
+    let payloads: Vec<&[u8]> = seen.iter().map(|datagram| &datagram.payload[..3]).collect();
+    assert_eq!([&b"one"[..], b"two"].as_slice(), payloads);
+    assert!(seen.iter().all(|datagram| datagram.destination == target));
     lab.remove()
 }

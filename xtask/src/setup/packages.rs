@@ -7,51 +7,99 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{execute, need_root, which};
+use crate::command::{execute, need_root, output, which};
 
 /// A command and the package that brings it.
 pub struct Package {
     pub command: &'static str,
     pub package: &'static str,
+    /// Where a release does not have that package, this one brings the command.
+    pub otherwise: Option<&'static str>,
     pub why: &'static str,
+}
+
+impl Package {
+    const fn new(command: &'static str, package: &'static str, why: &'static str) -> Self {
+        Self {
+            command,
+            package,
+            otherwise: None,
+            why,
+        }
+    }
+
+    /// The package that this machine's release has.
+    fn name(&self) -> &'static str {
+        let Some(otherwise) = self.otherwise else {
+            return self.package;
+        };
+        let known = output(Command::new("apt-cache").args(["show", "--no-all-versions", self.package]));
+        if known.is_ok_and(|text| !text.trim().is_empty()) {
+            self.package
+        } else {
+            otherwise
+        }
+    }
 }
 
 /// Each is looked for by its command: who has it from elsewhere needs no package.
 pub const PACKAGES: &[Package] = &[
+    Package::new("ip", "iproute2", "makes the lab's namespaces and links"),
+    Package::new(
+        "ethtool",
+        "ethtool",
+        "makes the lab's wire behave like a network card",
+    ),
+    Package::new(
+        "nft",
+        "nftables",
+        "applies NetManager's rules, and shows that none is left",
+    ),
+    Package::new(
+        "bpftool",
+        "bpftool",
+        "shows that no program stays attached after the tests",
+    ),
+    Package::new(
+        "iperf3",
+        "iperf3",
+        "measures throughput, and loads the wire in tests",
+    ),
+    Package::new("curl", "curl", "speaks to the daemons' interfaces"),
+    Package::new(
+        "mosquitto",
+        "mosquitto",
+        "is the broker that NetManager talks to in tests",
+    ),
+    Package::new("dockerd", "docker.io", "runs the containers of workers"),
     Package {
-        command: "ip",
-        package: "iproute2",
-        why: "makes the lab's namespaces and links",
+        command: "docker",
+        package: "docker-cli",
+        // Up to Debian 12 both are one.
+        otherwise: Some("docker.io"),
+        why: "shows what the containers do",
     },
-    Package {
-        command: "ethtool",
-        package: "ethtool",
-        why: "makes the lab's wire behave like a network card",
-    },
-    Package {
-        command: "nft",
-        package: "nftables",
-        why: "applies NetManager's rules, and shows that none is left",
-    },
-    Package {
-        command: "bpftool",
-        package: "bpftool",
-        why: "shows that no program stays attached after the tests",
-    },
-    Package {
-        command: "iperf3",
-        package: "iperf3",
-        why: "measures throughput, and loads the wire in tests",
-    },
-    Package {
-        command: MOSQUITTO,
-        package: MOSQUITTO,
-        why: "is the broker that NetManager talks to in tests",
-    },
+    Package::new(
+        "iptables",
+        "iptables",
+        "is how Docker writes its rules, which NetManager has to live beside",
+    ),
+    Package::new(
+        "mmdebstrap",
+        "mmdebstrap",
+        "makes the images of the example where no registry is at hand",
+    ),
 ];
 
-/// The one package that would start a service.
-const MOSQUITTO: &str = "mosquitto";
+/// The services that packages bring: the package, its scripts in `/etc/init.d`, its units of systemd.
+const SERVICES: &[(&str, &[&str], &[&str])] = &[
+    ("mosquitto", &["mosquitto"], &["mosquitto.service"]),
+    (
+        "docker.io",
+        &["docker"],
+        &["docker.service", "docker.socket", "containerd.service"],
+    ),
+];
 
 /// Where Debian's packages ask whether they may start their service when they are installed.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -60,8 +108,8 @@ const POLICY_FORBIDS: &str = "#!/bin/sh\nexit 101\n";
 
 /// Installs packages without their recommendations, and leaves no service behind that would not be there without.
 pub fn install(packages: &[&Package]) -> Result<()> {
-    let names: Vec<&str> = packages.iter().map(|package| package.package).collect();
     if which("apt-get").is_none() {
+        let names: Vec<&str> = packages.iter().map(|package| package.package).collect();
         let commands: Vec<&str> = packages.iter().map(|package| package.command).collect();
         bail!(
             "there is no apt-get: install the commands {} by your system's own means (Debian has them in {})",
@@ -71,6 +119,10 @@ pub fn install(packages: &[&Package]) -> Result<()> {
     }
     need_root("installing packages")?;
     execute(Command::new("apt-get").args(["update", "-q"]))?;
+    // What the release has is known only now.
+    let mut names: Vec<&str> = packages.iter().map(|package| package.name()).collect();
+    names.sort_unstable();
+    names.dedup();
     let forbidden = Forbidden::new()?;
     let installed = execute(
         Command::new("apt-get")
@@ -80,9 +132,19 @@ pub fn install(packages: &[&Package]) -> Result<()> {
     );
     forbidden.end()?;
     installed?;
-    // Not started now, the broker would still start with the next boot: the tests start one of their own.
-    if names.contains(&MOSQUITTO) {
-        execute(Command::new("update-rc.d").args([MOSQUITTO, "disable"]))?;
+    // Not started now, they would still start with the next boot: tests and demonstrations start their own.
+    for (_, scripts, units) in SERVICES.iter().filter(|(package, ..)| names.contains(package)) {
+        if which("systemctl").is_some() {
+            execute(
+                Command::new("systemctl")
+                    .args(["disable", "--quiet"])
+                    .args(*units),
+            )?;
+        } else if which("update-rc.d").is_some() {
+            for script in *scripts {
+                execute(Command::new("update-rc.d").args([script, "disable"]))?;
+            }
+        }
     }
     Ok(())
 }
