@@ -1,0 +1,1 @@
+//! Where a placement goes: the same code at both tiers.

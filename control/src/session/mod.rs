@@ -1,0 +1,1 @@
+//! The numbered and acknowledged wire between a cluster and its root.
