@@ -10,3 +10,4 @@ pub mod instance;
 pub mod job;
 pub mod network;
 pub mod node;
+pub mod ports;
