@@ -52,7 +52,10 @@ impl Clusters for Root {
     async fn message(&self, cluster: &str, message: FromCluster) -> Result<(), NotTaken> {
         let cluster = cluster.to_owned();
         let taken = self
-            .change(move |draft| Ok(take_in(draft, &cluster, message)))
+            .change(move |draft| {
+                take_in(draft, &cluster, message);
+                Ok(())
+            })
             .await;
         taken.map_err(|problem| NotTaken(problem.message))
     }

@@ -48,7 +48,7 @@ impl FromRequestParts<Root> for Admin {
     async fn from_request_parts(parts: &mut Parts, root: &Root) -> Result<Self, Problem> {
         let user = user(parts, root, Kind::Access)?;
         if user.is_admin() {
-            Ok(Self(user))
+            Ok(Self)
         } else {
             let message = format!(
                 "only users with the role Admin may do this, {} has not",
