@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod descriptor;
 pub mod instance;
 pub mod job;
 pub mod network;
