@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rmqtt::codec::types::{Publish as CodecPublish, QoS};
+use rmqtt::codec::v5::SubscribeAckReason;
 use rmqtt::context::ServerContext;
 use rmqtt::hook::{Handler, HookResult, Parameter, ReturnType, Type};
 use rmqtt::net::Builder;
 use rmqtt::server::MqttServer;
 use rmqtt::session::SessionState;
 use rmqtt::types::{
-    AuthResult, ConnectInfo, From, Id, LastWill, PublishAclResult, SubscribeAckReason, SubscribeAclResult,
+    AuthResult, ConnectInfo, From, FromType, Id, LastWill, PublishAclResult, SubscribeAclResult,
 };
 use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
 use tokio::sync::mpsc;
@@ -68,20 +69,11 @@ impl Accounts {
     }
 }
 
-/// What was refused, for the metrics.
-#[derive(Debug, Default)]
-pub struct Refused {
-    pub logins: AtomicU64,
-    pub publishes: AtomicU64,
-    pub subscriptions: AtomicU64,
-}
-
 /// A running broker. Dropped, it is gone with all connections.
 pub struct Broker {
     context: ServerContext,
     runtime: Option<Runtime>,
     address: SocketAddr,
-    refused: Arc<Refused>,
 }
 
 impl Broker {
@@ -93,8 +85,7 @@ impl Broker {
             .enable_all()
             .build()?;
         let (tap, tapped) = mpsc::channel(TAP);
-        let refused = Arc::<Refused>::default();
-        let started = runtime.block_on(start(listen, accounts, tap, Arc::clone(&refused)));
+        let started = runtime.block_on(start(listen, accounts, tap));
         let (context, address) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -107,7 +98,6 @@ impl Broker {
                 context,
                 runtime: Some(runtime),
                 address,
-                refused,
             },
             tapped,
         ))
@@ -116,10 +106,6 @@ impl Broker {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    pub fn refused(&self) -> &Refused {
-        &self.refused
     }
 
     /// Sends to everybody who has subscribed, at QoS 1. Who has not hears nothing of it later.
@@ -135,7 +121,9 @@ impl Broker {
         };
         let id = Id::new(self.context.node.id(), 0, None, None, "cluster".into(), None);
         let publish = Box::new(message).into();
-        if let Err(error) = SessionState::forwards(&self.context, From::from_system(id), publish, false, None).await {
+        if let Err(error) =
+            SessionState::forwards(&self.context, From::from_system(id), publish, false, None).await
+        {
             // Whatever it was is sent again by its own deadline.
             debug!(topic, %error, "message does not get through the broker");
         }
@@ -154,7 +142,6 @@ async fn start(
     listen: SocketAddr,
     accounts: Accounts,
     tap: mpsc::Sender<Tapped>,
-    refused: Arc<Refused>,
 ) -> anyhow::Result<(ServerContext, SocketAddr)> {
     let context = ServerContext::new()
         .busy_check_enable(false)
@@ -162,6 +149,7 @@ async fn start(
         .task_exec_queue_max(65_536)
         .build()
         .await;
+    let refused = Arc::<AtomicU64>::default();
     let register = context.extends.hook_mgr().register();
     for kind in [
         Type::ClientAuthenticate,
@@ -197,7 +185,9 @@ async fn start(
         .bind()?
         .tcp()?;
     let address = listener.local_addr()?;
-    let server = MqttServer::new(context.clone()).listener_by_id(listener, 1).build();
+    let server = MqttServer::new(context.clone())
+        .listener_by_id(listener, 1)
+        .build();
     tokio::spawn(async move {
         if let Err(error) = server.run().await {
             error!(%error, "the broker has ended");
@@ -210,7 +200,8 @@ async fn start(
 struct Hook {
     accounts: Accounts,
     tap: mpsc::Sender<Tapped>,
-    refused: Arc<Refused>,
+    /// How often something was refused.
+    refused: Arc<AtomicU64>,
 }
 
 #[async_trait]
@@ -222,14 +213,15 @@ impl Handler for Hook {
     )]
     async fn hook(&self, parameter: &Parameter, accumulated: Option<HookResult>) -> ReturnType {
         match parameter {
-            Parameter::ClientAuthenticate(info) => (false, Some(HookResult::AuthResult(self.authenticate(info)))),
+            Parameter::ClientAuthenticate(info) => {
+                (false, Some(HookResult::AuthResult(self.authenticate(info))))
+            }
             Parameter::ClientSubscribeCheckAcl(session, subscribe) => {
                 let allowed = may_subscribe(session.id.username_ref(), &subscribe.topic_filter);
                 let result = if allowed {
                     SubscribeAclResult::new_success(subscribe.opts.qos(), None)
                 } else {
-                    self.refused.subscriptions.fetch_add(1, Ordering::Relaxed);
-                    warn!(client = %session.id.client_id, filter = %subscribe.topic_filter, "subscription refused");
+                    self.refuse("subscription", &session.id.client_id, &subscribe.topic_filter);
                     SubscribeAclResult::new_failure(SubscribeAckReason::NotAuthorized)
                 };
                 (false, Some(HookResult::SubscribeAclResult(result)))
@@ -240,15 +232,14 @@ impl Handler for Hook {
                     self.message(&publish.topic, &publish.payload).await;
                     PublishAclResult::allow()
                 } else {
-                    self.refused.publishes.fetch_add(1, Ordering::Relaxed);
-                    warn!(client = %session.id.client_id, topic = %publish.topic, "message refused");
+                    self.refuse("message", &session.id.client_id, &publish.topic);
                     PublishAclResult::rejected(false, None)
                 };
                 (false, Some(HookResult::PublishAclResult(result)))
             }
             Parameter::MessagePublish(_, from, publish) => {
                 // All others went by the arm above. The rights of a will were checked at the login.
-                if from.typ() == rmqtt::types::FromType::LastWill {
+                if matches!(from.typ(), FromType::LastWill) {
                     self.message(&publish.topic, &publish.payload).await;
                 }
                 (true, accumulated)
@@ -288,11 +279,20 @@ impl Hook {
         };
         match refusal {
             Some((result, reason)) => {
-                self.refused.logins.fetch_add(1, Ordering::Relaxed);
-                warn!(client, user, reason, "login refused");
+                self.refuse("login", client, reason);
                 result
             }
             None => AuthResult::Allow(false, None),
+        }
+    }
+
+    /// Logs ever more rarely, so that nobody can fill a disk.
+    fn refuse(&self, what: &str, client: &str, detail: &str) {
+        let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if count <= 64 || count.is_power_of_two() {
+            warn!(client, detail, count, "{what} refused");
+        } else {
+            debug!(client, detail, count, "{what} refused");
         }
     }
 

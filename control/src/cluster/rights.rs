@@ -24,7 +24,10 @@ pub fn is_client_of(client: &str, node: &str) -> bool {
 pub fn may_publish(node: &str, topic: &str) -> bool {
     match node_topic::node_of(topic) {
         Some((owner, rest)) => {
-            owner == node && !topic.contains(['+', '#', '\0']) && !rest.is_empty() && !OF_THE_CLUSTER.contains(&rest)
+            owner == node
+                && !topic.contains(['+', '#', '\0'])
+                && !rest.is_empty()
+                && !OF_THE_CLUSTER.contains(&rest)
         }
         None => false,
     }

@@ -49,7 +49,12 @@ mod tests {
         assert!(is_id(&id()) && id() != id());
         assert_eq!(Digest::of("a"), Digest::of(b"a"));
         assert_ne!(Digest::of("a"), Digest::of("b"));
-        for text in ["", "0123456789abcdef0123456", "0123456789ABCDEF01234567", "0123456789abcdef0123456/"] {
+        for text in [
+            "",
+            "0123456789abcdef0123456",
+            "0123456789ABCDEF01234567",
+            "0123456789abcdef0123456/",
+        ] {
             assert!(!is_id(text), "{text}");
         }
     }
