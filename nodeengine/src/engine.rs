@@ -237,7 +237,11 @@ impl Engine {
         self.presence.send_replace(Presence::Here(connection));
         loop {
             match events.next().await {
-                Some(Ok(event)) => self.dispatch(event).await,
+                Some(Ok(event)) => {
+                    if let Err(error) = self.dispatch(event).await {
+                        return error;
+                    }
+                }
                 Some(Err(error)) => return error,
                 None => return RuntimeError::Away("Docker has gone".to_owned()),
             }
@@ -273,14 +277,18 @@ impl Engine {
         Ok(())
     }
 
-    async fn dispatch(self: &Arc<Self>, event: ContainerEvent) {
-        let mut entries = self.entries.lock().await;
-        if let Some(entry) = entries.get(&event.key) {
-            entry.tell(Message::Event(event));
-        } else if event.kind == ContainerEventKind::Appeared {
-            // Made by an earlier process that was killed while Docker was at it.
-            let key = event.key;
-            self.begin(&mut entries, key, None, Seen::Unknown);
+    async fn dispatch(self: &Arc<Self>, event: ContainerEvent) -> Result<(), RuntimeError> {
+        {
+            let entries = self.entries.lock().await;
+            if let Some(entry) = entries.get(&event.key) {
+                entry.tell(Message::Event(event));
+                return Ok(());
+            }
+        }
+        match event.kind {
+            // By hand, or for an earlier process that was killed while Docker was at it.
+            ContainerEventKind::Appeared => self.remove_strays().await,
+            ContainerEventKind::Disappeared => Ok(()),
         }
     }
 

@@ -1,23 +1,38 @@
 //! Which field of a message makes it unreadable.
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-/// The top-level field without which the message is not wrong any more, or wrong in another way. `None` where the
-/// error itself says what is missing, or where the message is no object.
+/// The top-level field that makes the message readable when it is left out, or has another value. `None` where the
+/// error itself says what is missing, where more than one is wrong, and where the message is no object.
 pub(super) fn culprit<M: DeserializeOwned>(payload: &[u8]) -> Option<String> {
     let message: Value = serde_json::from_slice(payload).ok()?;
     let fields = message.as_object()?;
-    let error = serde_json::from_value::<M>(message.clone()).err()?.to_string();
+    if serde_json::from_slice::<M>(payload).is_ok() {
+        return None;
+    }
+    // One for each type that a field may have.
+    let others = [
+        json!(""),
+        json!(0),
+        json!([]),
+        json!({}),
+        json!(false),
+        json!("a.b.c.d"),
+    ];
+    let reads =
+        |fields: serde_json::Map<String, Value>| serde_json::from_value::<M>(Value::Object(fields)).is_ok();
     fields
         .keys()
         .find(|field| {
             let mut without = fields.clone();
             without.remove(*field);
-            match serde_json::from_value::<M>(Value::Object(without)) {
-                Ok(_) => true,
-                Err(other) => other.to_string() != error,
-            }
+            reads(without)
+                || others.iter().any(|other| {
+                    let mut changed = fields.clone();
+                    changed.insert((*field).clone(), other.clone());
+                    reads(changed)
+                })
         })
         .cloned()
 }
@@ -41,6 +56,7 @@ mod tests {
             ("environment", json!("A=b"), Some("environment")),
             ("instance_ip", json!("10.30.0.300"), Some("instance_ip")),
             ("job_name", json!("a.b"), Some("job_name")),
+            ("instance_number", json!(-1), Some("instance_number")),
             ("memory", json!(1), None),
         ];
         for (field, value, expected) in cases {

@@ -102,14 +102,17 @@ pub async fn logs(folder: &Path, follow: bool) -> anyhow::Result<()> {
     };
     let mut output = std::io::stdout();
     output.write_all(&text[begin..])?;
-    while follow {
-        output.flush()?;
+    output.flush()?;
+    if !follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(LOG_INTERVAL).await;
         text.clear();
         file.read_to_end(&mut text)?;
         output.write_all(&text)?;
+        output.flush()?;
     }
-    Ok(())
 }
 
 pub async fn stop(paths: &Paths) -> anyhow::Result<()> {

@@ -5,9 +5,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use serde::Deserialize;
 
-/// How many bytes of the file are read for each byte that is wanted: a line of the file is longer than the output in
-/// it, by its frame and by escapes.
-const FRAME: usize = 8;
+/// How many bytes of the file are read. A line of the file is longer than the output in it, by its frame of a hundred
+/// bytes and by escapes, so this is enough for a kilobyte of output, however short its lines are.
+const WINDOW: usize = 64 * 1024;
 
 /// One line of the file.
 #[derive(Deserialize)]
@@ -20,7 +20,7 @@ pub(crate) fn tail(path: &str, limit: usize) -> String {
     if path.is_empty() {
         return String::new();
     }
-    read_end(path, limit * FRAME).map_or_else(
+    read_end(path, WINDOW).map_or_else(
         |_gone| String::new(),
         |(bytes, is_whole)| output(&bytes, is_whole, limit),
     )
