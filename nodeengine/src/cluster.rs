@@ -75,7 +75,7 @@ impl Cluster {
                     said.clear();
                     self.registered(&engine, &registered);
                     let ending = mqtt::run(self, &engine, &registered).await;
-                    if ending.was_connected {
+                    if ending.was_steady {
                         backoff.reset();
                     }
                     ending.reason

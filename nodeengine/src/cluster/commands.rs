@@ -1,7 +1,6 @@
 //! What the cluster orders.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use protocol::job::{InstanceKey, Placement};
 use protocol::node::{DeleteCommand, ErrorMessage, topic};
@@ -10,9 +9,6 @@ use tracing::{error, warn};
 
 use super::culprit::culprit;
 use crate::engine::{Deployed, Engine};
-
-/// A cluster that says again and again that it does not know this node is not asked faster than this.
-const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
 /// What follows from a message for the connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,7 +22,7 @@ pub(super) async fn take(engine: &Arc<Engine>, topic: &str, payload: &[u8]) -> F
     match topic::node_of(topic).map(|(_node, command)| command) {
         Some("control/deploy") => deploy(engine, payload).await,
         Some("control/delete") => delete(engine, payload).await,
-        Some("control/error") => return unknown_to_cluster(payload).await,
+        Some("control/error") => return unknown_to_cluster(payload),
         Some(_) | None => warn!(topic, "a message on a topic that was not asked for"),
     }
     Flow::Continue
@@ -72,19 +68,17 @@ async fn delete(engine: &Arc<Engine>, payload: &[u8]) {
     }
 }
 
-async fn unknown_to_cluster(payload: &[u8]) -> Flow {
-    let reason = match serde_json::from_slice::<ErrorMessage>(payload) {
-        Ok(error) => format!("the cluster says: {}", error.message),
+fn unknown_to_cluster(payload: &[u8]) -> Flow {
+    match serde_json::from_slice::<ErrorMessage>(payload) {
+        Ok(error) => Flow::RegisterAgain(format!("the cluster says: {}", error.message)),
         Err(error) => {
             warn!(
                 payload = excerpt(payload),
                 "an error message that cannot be read: {error}"
             );
-            return Flow::Continue;
+            Flow::Continue
         }
-    };
-    tokio::time::sleep(ERROR_PAUSE).await;
-    Flow::RegisterAgain(reason)
+    }
 }
 
 /// Which instance a message that cannot be read is about, where it says so.

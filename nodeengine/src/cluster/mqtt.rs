@@ -28,13 +28,18 @@ const LARGEST_PACKET: usize = 268_435_455;
 const REQUESTS: usize = 64;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// A cluster that says that it does not know this node is given so long to say it often enough.
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
+/// A connection that has lasted so long was a good one.
+const STEADY: Duration = Duration::from_secs(10);
 /// A broker that is away for so long may have been moved: the cluster is asked where it is.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why the node has to register again.
 pub(super) struct Ending {
     pub(super) reason: String,
-    pub(super) was_connected: bool,
+    /// Whether the connection was there for a while.
+    pub(super) was_steady: bool,
 }
 
 /// Talks to the broker until the node has to register again.
@@ -42,7 +47,7 @@ pub(super) async fn run(cluster: &Cluster, engine: &Arc<Engine>, registered: &Re
     let (client, events) = client(cluster, registered);
     let node = &registered.id;
     let (sender, messages) = mpsc::unbounded_channel();
-    let mut was_connected = false;
+    let mut connected_since = None;
     let link = Link {
         cluster,
         engine,
@@ -51,7 +56,7 @@ pub(super) async fn run(cluster: &Cluster, engine: &Arc<Engine>, registered: &Re
         messages: sender,
     };
     let reason = tokio::select! {
-        reason = link.keep(events, &mut was_connected) => reason,
+        reason = link.keep(events, &mut connected_since) => reason,
         reason = take_commands(engine, &client, messages) => reason,
         () = write(engine, &client, node) => "the client has gone".to_owned(),
         () = reports::run(engine, &client, node, &cluster.settings) => "the client has gone".to_owned(),
@@ -59,7 +64,7 @@ pub(super) async fn run(cluster: &Cluster, engine: &Arc<Engine>, registered: &Re
     engine.board.set_connected(false);
     Ending {
         reason,
-        was_connected,
+        was_steady: connected_since.is_some_and(|since: Instant| since.elapsed() >= STEADY),
     }
 }
 
@@ -91,7 +96,7 @@ struct Link<'a> {
 
 impl Link<'_> {
     /// Connects, again and again, and hands on what comes; why that is of no use any more.
-    async fn keep(&self, mut events: EventLoop, was_connected: &mut bool) -> String {
+    async fn keep(&self, mut events: EventLoop, connected_since: &mut Option<Instant>) -> String {
         let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut away_since = Instant::now();
         loop {
@@ -109,7 +114,7 @@ impl Link<'_> {
                         return "the broker refuses this node its own topics".to_owned();
                     }
                     info!("connected to the broker");
-                    *was_connected = true;
+                    connected_since.get_or_insert_with(Instant::now);
                     backoff.reset();
                     self.cluster.standing.send_replace(Standing::Connected);
                     self.engine.board.set_connected(true);
@@ -182,15 +187,30 @@ async fn take_commands(
     mut messages: mpsc::UnboundedReceiver<Publish>,
 ) -> String {
     while let Some(message) = messages.recv().await {
-        let flow = commands::take(engine, &message.topic, &message.payload).await;
-        if let Err(error) = client.ack(&message).await {
-            debug!("not acknowledged: {error}");
-        }
-        if let Flow::RegisterAgain(reason) = flow {
-            return reason;
+        let flow = take_one(engine, client, &message).await;
+        let Flow::RegisterAgain(reason) = flow else {
+            continue;
+        };
+        // Its acknowledgement has to reach the broker, and a cluster that does not know this node says so more
+        // than once.
+        let rest = async {
+            while let Some(message) = messages.recv().await {
+                take_one(engine, client, &message).await;
+            }
+        };
+        match tokio::time::timeout(ERROR_PAUSE, rest).await {
+            Ok(()) | Err(_) => return reason,
         }
     }
     "the client has gone".to_owned()
+}
+
+async fn take_one(engine: &Arc<Engine>, client: &AsyncClient, message: &Publish) -> Flow {
+    let flow = commands::take(engine, &message.topic, &message.payload).await;
+    if let Err(error) = client.ack(message).await {
+        debug!("not acknowledged: {error}");
+    }
+    flow
 }
 
 /// Hands what the board has for the cluster to the client.

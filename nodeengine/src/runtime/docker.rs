@@ -86,7 +86,7 @@ impl Docker {
         match &*client {
             Some(client) => Ok(client.clone()),
             None => Err(RuntimeError::Away(format!(
-                "Docker at {} does not answer",
+                "Docker does not answer at {}",
                 self.settings.host
             ))),
         }
@@ -185,8 +185,9 @@ fn network_name(node: &str) -> String {
 impl Runtime for Docker {
     async fn connect(&self) -> Result<(), RuntimeError> {
         let away = |error: Error| {
+            let causes = with_causes(&error);
             RuntimeError::Away(format!(
-                "Docker at {} does not answer: {error}",
+                "Docker does not answer at {}: {causes}",
                 self.settings.host
             ))
         };
@@ -471,6 +472,21 @@ fn refused(error: Error) -> RuntimeError {
         Error::DockerResponseServerError { message, .. } => RuntimeError::Refused(message),
         Error::DockerStreamError { error } => RuntimeError::Refused(error),
         Error::RequestTimeoutError => RuntimeError::Refused("Docker did not answer in time".to_owned()),
-        other => RuntimeError::Away(other.to_string()),
+        other => RuntimeError::Away(format!("Docker does not answer: {}", with_causes(&other))),
     }
+}
+
+/// The client's errors often say the least, and their causes the rest.
+fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text += ": ";
+            text += &said;
+        }
+        cause = error.source();
+    }
+    text
 }

@@ -126,7 +126,8 @@ impl Cluster {
             .expect("said");
     }
 
-    /// Waits for a message on a topic of the node that `is_it`, and takes everything before it away.
+    /// Waits for a message on a topic of the node that `is_it`, and takes it away with everything before it about
+    /// the same instance.
     pub async fn expect(&self, node: &str, topic: &str, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         self.until(&format!("{what} on {topic}"), |heard| {
             let mut messages = heard.messages.lock().expect("lock");
@@ -135,9 +136,9 @@ impl Cluster {
                 .position(|(of, on, content)| of == node && on == topic && is_it(content))?;
             let found = messages[position].2.clone();
             let mut index = 0;
-            messages.retain(|(of, on, _)| {
+            messages.retain(|(of, on, content)| {
                 index += 1;
-                !(index <= position + 1 && of == node && on == topic)
+                !(index <= position + 1 && of == node && on == topic && about(content) == about(&found))
             });
             Some(found)
         })
@@ -165,6 +166,11 @@ impl Cluster {
             .expect(node, "jobs/resources", name, |report| find(report).is_some())
             .await;
         find(&report).expect("found before")
+    }
+
+    /// Forgets what was heard so far.
+    pub fn forget(&self) {
+        self.heard.messages.lock().expect("lock").clear();
     }
 
     /// The statuses that were reported of an instance and not waited for.
@@ -202,6 +208,11 @@ impl Cluster {
             }
         }
     }
+}
+
+/// Which instance a message is about.
+fn about(message: &Value) -> [&Value; 4] {
+    ["sname", "instance", "job_name", "instance_number"].map(|key| &message[key])
 }
 
 async fn register(State(heard): State<Arc<Heard>>, Json(node): Json<Value>) -> (StatusCode, Json<Value>) {
