@@ -164,15 +164,25 @@ impl Node {
     /// # Errors
     /// When the kernel refuses to let something go.
     pub async fn detach(self: Arc<Self>, service: &str, number: u32) -> Result<(), AttachError> {
+        self.detach_if(&endpoint_key(service, number), |_| true).await
+    }
+
+    async fn detach_if(
+        &self,
+        key: &str,
+        condition: impl FnOnce(&EndpointState) -> bool + Send,
+    ) -> Result<(), AttachError> {
         let mut kept = self.kept.clone().lock_owned().await;
-        let key = endpoint_key(service, number);
-        let Some(endpoint) = kept.state.endpoints.get(&key).cloned() else {
+        let Some(endpoint) = kept.state.endpoints.get(key).cloned() else {
             return Ok(());
         };
-        self.take_off(&mut kept, &key, Noted::Struck).await?;
+        if !condition(&endpoint) {
+            return Ok(());
+        }
+        self.take_off(&mut kept, key, Noted::Struck).await?;
         drop(kept);
         self.tell_undeployed(&endpoint).await;
-        self.renew(service);
+        self.renew(&endpoint.service);
         Ok(())
     }
 
@@ -201,7 +211,9 @@ impl Node {
                 number = endpoint.number,
                 "the link of an endpoint is gone"
             );
-            if let Err(error) = self.clone().detach(&endpoint.service, endpoint.number).await {
+            // The container may have been started again by now, with another link.
+            let key = endpoint_key(&endpoint.service, endpoint.number);
+            if let Err(error) = self.detach_if(&key, |current| *current == endpoint).await {
                 tracing::error!(%error, service = endpoint.service, "cannot take an endpoint off");
             }
         }
