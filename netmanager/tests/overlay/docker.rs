@@ -2,11 +2,15 @@
 
 use std::net::Ipv4Addr;
 use std::process::Output;
+use std::time::Duration;
 
 use lab::worker::Worker;
 use lab::{Endpoint, Host, Lab};
 
 use crate::fixture::{DEADLINE, lone_answers, lone_instance, program};
+
+/// How long to wait for what is not to happen.
+const IN_VAIN: Duration = Duration::from_millis(300);
 
 /// What Docker makes of the forward chain, in the words of the program that it uses.
 const DOCKER: [&str; 4] = [
@@ -85,7 +89,7 @@ fn iptables(host: &Host, program: &str, command: &str) -> Output {
 
 #[test]
 fn containers_reach_the_world_past_a_docker_that_was_there_before() {
-    let node = Node::new("docker first", "iptables-nft", true);
+    let mut node = Node::new("docker first", "iptables-nft", true);
     assert_eq!(node.own_rules(), 2, "{:#?}", node.rules());
     assert!(
         node.rules()
@@ -105,6 +109,15 @@ fn containers_reach_the_world_past_a_docker_that_was_there_before() {
     iptables(&node.host, node.program, "-A DOCKER-USER -j RETURN");
     node.reaches_the_world();
     assert_eq!(node.own_rules(), 2, "no more than that");
+
+    // It is these rules that let them.
+    node.worker.daemon().kill().expect("killed");
+    iptables(&node.host, node.program, "-F DOCKER-USER");
+    node.endpoint
+        .ping(node.world.address(), IN_VAIN)
+        .expect_err("Docker forwards nothing");
+    node.worker.restart().expect("started again");
+    node.reaches_the_world();
 }
 
 #[test]
