@@ -13,9 +13,11 @@ const DAEMONS: [(&str, Chosen); 4] = [
     ("root", |system, _| system.root()),
     ("cluster", |system, _| system.cluster()),
     ("NetManager", |system, worker| {
-        system.workers()[worker].netmanager()
+        system.workers_mut()[worker].netmanager()
     }),
-    ("NodeEngine", |system, worker| system.workers()[worker].engine()),
+    ("NodeEngine", |system, worker| {
+        system.workers_mut()[worker].engine()
+    }),
 ];
 
 /// When and how often a container was started.
