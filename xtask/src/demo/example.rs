@@ -284,13 +284,17 @@ fn risen(before: &[Counted], node: &Node, name: &str, at: impl Fn(&str) -> bool)
     Ok(Counted::of(node)?.sum(name, &at).saturating_sub(earlier))
 }
 
+/// What the data plane does with packets between instances on two nodes: into the tunnel, out of it to the instance,
+/// and up to NetManager while an address is asked for. All else on these nodes is not about them.
+const ACTIONS: [&str; 3] = ["TUNNEL", "DELIVER", "PARK"];
+
 /// What has risen between two looks: node, program, action, packets.
 fn difference(before: &[Counted], after: &[Counted]) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     for (earlier, later) in before.iter().zip(after) {
         for (hook, name, packets) in &later.rows {
             let risen = packets.saturating_sub(earlier.get(hook, name));
-            if risen > 0 {
+            if risen > 0 && ACTIONS.contains(&name.as_str()) {
                 rows.push(vec![
                     later.node.clone(),
                     hook.clone(),
