@@ -19,8 +19,9 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::engine::Engine;
+use crate::engine::{Engine, blocking};
 use crate::identity::Identity;
+use crate::measure::host;
 
 /// Pauses between registrations that fail.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -70,10 +71,15 @@ impl Cluster {
         let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut said = String::new();
         loop {
-            let reason = match registration::register(&self.settings).await {
+            // Its name may have to be looked up, which waits for a name server.
+            let (cluster, port) = (self.settings.address.clone(), self.settings.port);
+            let address = blocking(move || host::address(&cluster, port)).await;
+            let reason = match registration::register(&self.settings, address).await {
                 Ok(registered) => {
                     said.clear();
-                    self.registered(&engine, &registered);
+                    let address = address.map(|address| address.to_string());
+                    engine.board.set_public_address(address.unwrap_or_default());
+                    self.registered(&registered);
                     let ending = mqtt::run(self, &engine, &registered).await;
                     if ending.was_steady {
                         backoff.reset();
@@ -91,11 +97,8 @@ impl Cluster {
         }
     }
 
-    fn registered(&self, engine: &Engine, registered: &Registered) {
+    fn registered(&self, registered: &Registered) {
         info!(node = registered.id, subnet = ?registered.subnet, broker_port = registered.broker_port, "registered");
-        if let Some(address) = crate::measure::host::address(&self.settings.address, self.settings.port) {
-            engine.board.set_public_address(address.to_string());
-        }
         let request = RegisterRequest {
             client_id: registered.id.clone(),
             cluster_address: self.settings.address.clone(),

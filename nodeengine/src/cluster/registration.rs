@@ -1,5 +1,6 @@
 //! `POST /api/node/register`.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -14,11 +15,11 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// What other node engines say of themselves when they are not told otherwise.
 const PORT: &str = "3000";
 
-/// Introduces the node to its cluster.
+/// Introduces the node to its cluster; `own` is its address as the cluster sees it.
 ///
 /// # Errors
 /// When the cluster is away, refuses, or answers something else; in words for a person.
-pub(super) async fn register(settings: &ClusterSettings) -> anyhow::Result<Registered> {
+pub(super) async fn register(settings: &ClusterSettings, own: Option<IpAddr>) -> anyhow::Result<Registered> {
     let (address, port) = (&settings.address, settings.port);
     let host = bracketed(address);
     let url = format!("http://{host}:{port}/api/node/register");
@@ -29,7 +30,7 @@ pub(super) async fn register(settings: &ClusterSettings) -> anyhow::Result<Regis
         .context("setting up HTTP")?;
     let response = client
         .post(&url)
-        .json(&information(settings))
+        .json(&information(settings, own))
         .send()
         .await
         .with_context(|| format!("no cluster answers at {address}:{port}"))?;
@@ -47,10 +48,10 @@ pub(super) async fn register(settings: &ClusterSettings) -> anyhow::Result<Regis
     }
     let registered: Registered = serde_json::from_slice(&body)
         .with_context(|| format!("{address}:{port} answers, but not as a cluster does"))?;
-    let own = &settings.identity.id;
-    if registered.id != *own {
+    let id = &settings.identity.id;
+    if registered.id != *id {
         bail!(
-            "the cluster gives this node the id {:?}, and it has the id {own} already",
+            "the cluster gives this node the id {:?}, and it has the id {id} already",
             registered.id
         );
     }
@@ -73,14 +74,13 @@ pub(super) fn bracketed(address: &str) -> String {
 }
 
 /// Everything that the node says of itself.
-fn information(settings: &ClusterSettings) -> NodeInformation {
+fn information(settings: &ClusterSettings, own: Option<IpAddr>) -> NodeInformation {
     let memory = Memory::now();
-    let address = host::address(&settings.address, settings.port);
     NodeInformation {
         id: settings.identity.id.clone(),
         node_key: Some(settings.identity.node_key.clone()),
         host: settings.host.clone(),
-        ip: address.map(|address| address.to_string()).unwrap_or_default(),
+        ip: own.map(|address| address.to_string()).unwrap_or_default(),
         port: PORT.to_owned(),
         system_info: host::system(),
         cpu_percent: Some(0.0),

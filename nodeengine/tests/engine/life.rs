@@ -118,7 +118,7 @@ async fn rounds_leave_nothing_and_are_quick() {
 
     times.sort();
     alone.sort();
-    println!(
+    eprintln!(
         "order to RUNNING {:?}, docker create and start {:?}",
         times[10], alone[10]
     );

@@ -129,6 +129,7 @@ async fn containers_wait_for_the_network_and_tell_its_driver_who_they_are() {
     for (key, value) in expected {
         assert_eq!(options[key], value, "{key}");
     }
+    cluster.expect_status(&node.id, NAME, 0, "RUNNING").await;
     let network: Value = serde_json::from_str(&docker.run(&["network", "inspect", &driver])).expect("json");
     assert_eq!(network[0]["Driver"], driver);
     assert_eq!(network[0]["IPAM"]["Driver"], "null");
