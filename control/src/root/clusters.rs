@@ -8,6 +8,7 @@ use protocol::cluster::{FromCluster, FromRoot, Hello, InstanceReport};
 use protocol::network::{InstanceRow, Lenient, ServiceName, TableQuery, TableResult};
 use tracing::{info, warn};
 
+use super::instances::Occasion;
 use super::problem::Problem;
 use super::records::{Cluster, Holder, Holding, Instance, InstanceId};
 use super::state::Draft;
@@ -151,7 +152,7 @@ fn take_in(draft: &mut Draft<'_>, cluster: &str, message: FromCluster) {
                 placement::place_waiting(draft);
             }
         }
-        FromCluster::Instance { report } => instances::report(draft, cluster, &report),
+        FromCluster::Instance { report } => instances::report(draft, cluster, &report, Occasion::Change),
         FromCluster::Refusal {
             key,
             incarnation,
@@ -196,7 +197,7 @@ fn take_in_state(draft: &mut Draft<'_>, cluster: &str, reports: &[InstanceReport
         if let Some(service) = draft.service_named(&report.key.job_name) {
             listed.insert((service.id().to_owned(), report.key.instance_number));
         }
-        instances::report(draft, cluster, report);
+        instances::report(draft, cluster, report, Occasion::State);
     }
     let gone = |instance: &&Instance| {
         instance.leaving && instance.cluster.as_deref() == Some(cluster) && !listed.contains(&instance.key())

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use protocol::cluster::Capacity;
+use protocol::ports::{PortMapping, TransportProtocol};
 
 /// What a candidate is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,44 +79,27 @@ impl Candidate {
     }
 }
 
-/// Transport protocol of a published port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-}
-
 /// A port of a node that a service publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
-    pub protocol: Protocol,
+    pub protocol: TransportProtocol,
     pub port: u16,
 }
 
 impl fmt::Display for HostPort {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-        };
-        write!(formatter, "{protocol} port {}", self.port)
+        write!(formatter, "port {}/{}", self.port, self.protocol)
     }
 }
 
-/// The ports of the host in `host[:container][/tcp|/udp]` separated by `;`. What is not of that form was refused with
-/// the descriptor, and is left out here.
+/// The ports of the host in a list of published ports. What cannot be read was refused with the descriptor, and is
+/// left out here.
 pub fn host_ports(text: &str) -> Vec<HostPort> {
     text.split(';')
-        .filter_map(|mapping| {
-            let mapping = mapping.trim();
-            let (ports, protocol) = match mapping.split_once('/') {
-                Some((ports, protocol)) if protocol.eq_ignore_ascii_case("udp") => (ports, Protocol::Udp),
-                Some((ports, _)) => (ports, Protocol::Tcp),
-                None => (mapping, Protocol::Tcp),
-            };
-            let host = ports.split_once(':').map_or(ports, |(host, _)| host);
-            let port = host.trim().parse().ok()?;
-            Some(HostPort { protocol, port })
+        .filter_map(|part| part.parse::<PortMapping>().ok())
+        .map(|mapping| HostPort {
+            protocol: mapping.protocol,
+            port: mapping.host,
         })
         .collect()
 }

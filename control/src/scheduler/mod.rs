@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 
 use protocol::job::Job;
 
-pub use candidate::{Candidate, HostPort, Protocol, Tier, host_ports};
+pub use candidate::{Candidate, HostPort, Tier, host_ports};
 pub use refusal::{Nowhere, Refusal};
 
 /// How good a candidate is; the greater the better.
@@ -102,12 +102,10 @@ fn direct(job: &Job, candidate: &Candidate, refusals: &mut Vec<Refusal>) {
                     });
                 }
             }
-            "clusters" => {
-                if !constraint.allowed.contains(&candidate.cluster) {
-                    refusals.push(Refusal::ClusterNotAllowed {
-                        allowed: constraint.allowed.clone(),
-                    });
-                }
+            "clusters" if !constraint.allowed.contains(&candidate.cluster) => {
+                refusals.push(Refusal::ClusterNotAllowed {
+                    allowed: constraint.allowed.clone(),
+                });
             }
             _ => {}
         }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use protocol::cluster::Capacity;
 use protocol::instance::InstanceStatus;
+use protocol::ports::TransportProtocol;
 use serde_json::{Value, json};
 
 use super::*;
@@ -107,7 +108,7 @@ fn each_constraint_is_refused_with_its_own_reason() {
         (
             json!({"port": "8080:80;80"}),
             reserved,
-            "n1: TCP port 80 is published by another instance",
+            "n1: port 80/tcp is published by another instance",
             InstanceStatus::NoWorkerCapacity,
         ),
         (
@@ -166,7 +167,7 @@ fn a_cluster_is_judged_by_its_largest_node() {
     let cluster = Candidate::cluster("1", "c1", true, &capacity, 0);
     let wish = job(json!({"vcpus": 3, "constraints": [{"type": "direct", "cluster": "c1", "node": "h2"}]}));
     assert_eq!(
-        choose(&MostUnreserved, &wish, &[cluster.clone()])
+        choose(&MostUnreserved, &wish, std::slice::from_ref(&cluster))
             .expect_err("too large")
             .to_string(),
         "c1: 3 vCPUs are wanted, 2 are free on one node"
@@ -188,11 +189,11 @@ fn a_cluster_is_judged_by_its_largest_node() {
 #[test]
 fn published_ports_are_read_as_they_are_written() {
     let tcp = |port| HostPort {
-        protocol: Protocol::Tcp,
+        protocol: TransportProtocol::Tcp,
         port,
     };
     let udp = HostPort {
-        protocol: Protocol::Udp,
+        protocol: TransportProtocol::Udp,
         port: 53,
     };
     assert_eq!(host_ports("80; 8080:80/tcp;53:53/udp"), [tcp(80), tcp(8080), udp]);
