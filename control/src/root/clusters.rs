@@ -190,7 +190,8 @@ fn take_in(draft: &mut Draft<'_>, cluster: &str, message: FromCluster) {
     }
 }
 
-/// What is to leave and is not there any more has gone; the rest is as each report says.
+/// Each report says how it fares. What is to leave and is not listed is either gone or about to go: the cluster is told
+/// once more, and its answer says when.
 fn take_in_state(draft: &mut Draft<'_>, cluster: &str, reports: &[InstanceReport]) {
     let mut listed: BTreeSet<InstanceId> = BTreeSet::new();
     for report in reports {
@@ -199,12 +200,12 @@ fn take_in_state(draft: &mut Draft<'_>, cluster: &str, reports: &[InstanceReport
         }
         instances::report(draft, cluster, report, Occasion::State);
     }
-    let gone = |instance: &&Instance| {
+    let unlisted = |instance: &&Instance| {
         instance.leaving && instance.cluster.as_deref() == Some(cluster) && !listed.contains(&instance.key())
     };
-    let gone: Vec<InstanceId> = draft.instances.iter().filter(gone).map(Row::key).collect();
-    for key in gone {
-        instances::forget(draft, &key);
+    let unlisted: Vec<InstanceId> = draft.instances.iter().filter(unlisted).map(Row::key).collect();
+    for key in unlisted {
+        instances::undeploy(draft, &key);
     }
 }
 
