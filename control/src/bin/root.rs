@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::serve::ListenerExt;
 use clap::Parser;
 use control::root::{Root, api};
 use control::session::Timing;
@@ -15,7 +16,7 @@ use control::store::Embedded;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 use tracing_subscriber::EnvFilter;
 
 /// How long requests that are being answered may take when the root stops.
@@ -87,6 +88,12 @@ async fn serve(arguments: Arguments) -> anyhow::Result<()> {
         .with_context(|| format!("listen on {}", arguments.listen))?;
     info!(address = %listener.local_addr().context("listen")?, "the root is ready");
 
+    // Answers and orders are small, and nobody is to wait for more of them.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "a connection is gone already");
+        }
+    });
     let stop = CancellationToken::new();
     let stopping = stop.clone();
     let server = axum::serve(listener, api::service(&root, stop.clone()))

@@ -8,6 +8,7 @@ use protocol::cluster::{FromCluster, FromRoot, Hello, InstanceReport};
 use protocol::network::{InstanceRow, Lenient, ServiceName, TableQuery, TableResult};
 use tracing::{info, warn};
 
+use super::instances::Occasion;
 use super::problem::Problem;
 use super::records::{Cluster, Holder, Holding, Instance, InstanceId};
 use super::state::Draft;
@@ -151,7 +152,7 @@ fn take_in(draft: &mut Draft<'_>, cluster: &str, message: FromCluster) {
                 placement::place_waiting(draft);
             }
         }
-        FromCluster::Instance { report } => instances::report(draft, cluster, &report),
+        FromCluster::Instance { report } => instances::report(draft, cluster, &report, Occasion::Change),
         FromCluster::Refusal {
             key,
             incarnation,
@@ -189,21 +190,22 @@ fn take_in(draft: &mut Draft<'_>, cluster: &str, message: FromCluster) {
     }
 }
 
-/// What is to leave and is not there any more has gone; the rest is as each report says.
+/// Each report says how it fares. What is to leave and is not listed is either gone or about to go: the cluster is told
+/// once more, and its answer says when.
 fn take_in_state(draft: &mut Draft<'_>, cluster: &str, reports: &[InstanceReport]) {
     let mut listed: BTreeSet<InstanceId> = BTreeSet::new();
     for report in reports {
         if let Some(service) = draft.service_named(&report.key.job_name) {
             listed.insert((service.id().to_owned(), report.key.instance_number));
         }
-        instances::report(draft, cluster, report);
+        instances::report(draft, cluster, report, Occasion::State);
     }
-    let gone = |instance: &&Instance| {
+    let unlisted = |instance: &&Instance| {
         instance.leaving && instance.cluster.as_deref() == Some(cluster) && !listed.contains(&instance.key())
     };
-    let gone: Vec<InstanceId> = draft.instances.iter().filter(gone).map(Row::key).collect();
-    for key in gone {
-        instances::forget(draft, &key);
+    let unlisted: Vec<InstanceId> = draft.instances.iter().filter(unlisted).map(Row::key).collect();
+    for key in unlisted {
+        instances::undeploy(draft, &key);
     }
 }
 

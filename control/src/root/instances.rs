@@ -81,8 +81,17 @@ pub fn forget(draft: &mut Draft<'_>, key: &InstanceId) {
     applications::forget_empty_service(draft, &key.0);
 }
 
+/// What a report is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Something has just happened: it has to follow from what was before.
+    Change,
+    /// All there is, when a session begins. What happened in between was not heard.
+    State,
+}
+
 /// Takes in how a placement fares.
-pub fn report(draft: &mut Draft<'_>, cluster: &str, report: &InstanceReport) {
+pub fn report(draft: &mut Draft<'_>, cluster: &str, report: &InstanceReport, occasion: Occasion) {
     let key = draft
         .service_named(&report.key.job_name)
         .map(|service| (service.id().to_owned(), report.key.instance_number));
@@ -111,8 +120,12 @@ pub fn report(draft: &mut Draft<'_>, cluster: &str, report: &InstanceReport) {
         }
         return;
     }
+    let follows = match occasion {
+        Occasion::Change => instance.status.allows(report.status),
+        Occasion::State => !instance.status.is_final() || instance.status == report.status,
+    };
     let anew = report.incarnation > instance.incarnation;
-    if !anew && !instance.status.allows(report.status) {
+    if !anew && !follows {
         warn!(
             cluster, instance = ?report.key, from = %instance.status, to = %report.status,
             "a report that cannot follow is ignored"

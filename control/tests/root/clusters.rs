@@ -198,7 +198,7 @@ async fn what_left_while_nobody_listened_is_settled_by_the_state() {
     root.kill();
     let root = Root::start(folder.path());
     let admin = root.admin().await;
-    // Instance 0 still runs there, instance 1 has gone.
+    // Instance 0 still runs there; the cluster says nothing of instance 1, which may be about to go.
     let runs = [0, 2].map(|index| report(&placements[index], InstanceStatus::Running));
     let (mut cluster, desired) = Cluster::ready_with(root.address, "c1", runs.to_vec()).await;
     assert_eq!(desired, placements[2..]);
@@ -207,6 +207,11 @@ async fn what_left_while_nobody_listened_is_settled_by_the_state() {
         list.map(|instance| instance["instance_number"].as_u64().expect("number"))
             .collect::<Vec<_>>()
     };
+    assert_eq!(
+        numbers(&admin.read(&format!("/api/service/{id}")).await),
+        [0, 1, 2]
+    );
+    cluster.confirm_undeploy().await;
     admin
         .until(&id, "instance 1 to go", |document| numbers(document) == [0, 2])
         .await;
@@ -261,4 +266,43 @@ async fn malformed_frames_stop_nothing() {
             .len(),
         1
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wishes_and_new_sessions_at_once_are_each_said_once() {
+    const WISHES: u32 = 60;
+    let folder = tempfile::tempdir().expect("folder");
+    let root = Root::start(folder.path());
+    let admin = root.admin().await;
+    let small = service("one", json!({"vcpus": 0, "memory": 0}));
+    let id = admin.create(&descriptor("app", &[small])).await.remove(0);
+    let (mut cluster, _) = Cluster::ready(root.address, "c1").await;
+    cluster.until_acknowledged().await;
+    let wishing = {
+        let (admin, id) = (admin.clone(), id.clone());
+        tokio::spawn(async move {
+            for _ in 0..WISHES {
+                admin.deploy(&id).await;
+            }
+        })
+    };
+    // Each session replaces the one before it, in the middle of what it was told.
+    for round in 1..=5 {
+        let some = |document: &serde_json::Value| {
+            document["next_instance_progressive_number"].as_u64() >= Some(round * 8)
+        };
+        admin.until(&id, "some wishes", some).await;
+        cluster = Cluster::ready(root.address, "c1").await.0;
+    }
+    let (mut last, desired) = Cluster::ready(root.address, "c1").await;
+    let mut told: Vec<u32> = desired
+        .iter()
+        .map(|placement| placement.instance_number)
+        .collect();
+    while told.len() < WISHES as usize {
+        told.push(last.next_deploy().await.instance_number);
+    }
+    wishing.await.expect("all wishes");
+    told.sort_unstable();
+    assert_eq!(told, (0..WISHES).collect::<Vec<_>>());
 }

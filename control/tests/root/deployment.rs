@@ -460,3 +460,48 @@ async fn fifty_rounds_leave_no_address() {
         assert!(left.is_empty(), "{prefix}: {left:?}");
     }
 }
+
+#[tokio::test]
+async fn figures_are_shown_and_not_written() {
+    let folder = tempfile::tempdir().expect("folder");
+    let root = Root::start(folder.path());
+    let admin = root.admin().await;
+    let id = admin
+        .create(&descriptor("app", &[service("one", json!({}))]))
+        .await
+        .remove(0);
+    let (mut cluster, _) = Cluster::ready(root.address, "c1").await;
+    admin.deploy(&id).await;
+    let placement = cluster.next_deploy().await;
+    cluster.report(&placement, InstanceStatus::Running).await;
+    cluster.until_acknowledged().await;
+    let file = folder.path().join("var/lib/oakestra/root/state.redb");
+    let written = || std::fs::metadata(&file).expect("file").modified().expect("time");
+    let before = written();
+    for figure in 0..100 {
+        let mut usage = report(&placement, InstanceStatus::Running);
+        usage.cpu_percent = figure.to_string();
+        cluster
+            .send(FromCluster::Instance {
+                report: Box::new(usage),
+            })
+            .await;
+        let mut load = capacity();
+        load.cpu_percent = f64::from(figure);
+        cluster.send(FromCluster::Capacity { capacity: load }).await;
+    }
+    cluster.until_acknowledged().await;
+    let document = admin.read(&format!("/api/service/{id}")).await;
+    assert_eq!(instance(&document, 0)["cpu_percent"], "99");
+    let list = root.anonymous().read("/api/clusters").await;
+    assert_eq!(list[0]["aggregated_cpu_percent"], 99.0);
+    assert_eq!(
+        list[0]["cpu_history"].as_array().expect("a list").len(),
+        100,
+        "the past is bounded"
+    );
+    assert_eq!(before, written());
+    cluster.report(&placement, InstanceStatus::Failed).await;
+    cluster.until_acknowledged().await;
+    assert_ne!(before, written(), "a status is");
+}

@@ -79,15 +79,6 @@ impl Root {
         }
     }
 
-    /// Whether a line of the log so far holds this text.
-    pub fn has_logged(&self, text: &str) -> bool {
-        self.log
-            .lock()
-            .expect("log")
-            .iter()
-            .any(|line| line.contains(text))
-    }
-
     /// A client that is logged in as Admin.
     pub async fn admin(&self) -> Client {
         self.login("Admin", "Admin").await
@@ -116,6 +107,13 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log.lock().expect("log");
+            eprintln!(
+                "the root's log ends with:\n{}",
+                log[log.len().saturating_sub(50)..].join("\n")
+            );
+        }
         // It may be dead already.
         if self.child.kill().is_ok() {
             self.child.wait().expect("wait");

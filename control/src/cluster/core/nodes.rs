@@ -5,14 +5,14 @@ use std::net::IpAddr;
 
 use protocol::cluster::{Capacity, FromCluster, Lease};
 use protocol::instance::InstanceStatus;
-use protocol::job::Job;
+use protocol::job::{InstanceKey, Job};
 use protocol::node::NodeInformation;
 use serde::Serialize;
 use tracing::{info, warn};
 
 use super::super::records::NodeRecord;
 use super::super::secret::{self, Digest};
-use super::{Core, Node};
+use super::{Core, Node, Stop};
 use crate::scheduler::{Candidate, Tier, host_ports};
 
 /// What a node gets when it registers.
@@ -199,6 +199,8 @@ impl Core {
             }
         }
         if found {
+            // Who waits for something to stop there waits in vain.
+            self.room = true;
             self.tell_capacity();
         }
     }
@@ -235,8 +237,19 @@ impl Core {
         }
     }
 
-    /// All nodes, for the scheduler.
-    pub(super) fn candidates(&self) -> Vec<Candidate> {
+    /// All nodes with what is free now, for the scheduler. What an earlier placement of `of` still occupies does not
+    /// count: the new one takes its place.
+    pub(super) fn candidates(&self, of: Option<&InstanceKey>) -> Vec<Candidate> {
+        let stopping = self.stops.values().filter(|stop| Some(&stop.record.key) != of);
+        self.candidates_with(stopping)
+    }
+
+    /// All nodes with what is free once everything has stopped that is to.
+    pub(super) fn candidates_without_stops(&self) -> Vec<Candidate> {
+        self.candidates_with(std::iter::empty())
+    }
+
+    fn candidates_with<'a>(&'a self, stopping: impl Iterator<Item = &'a Stop>) -> Vec<Candidate> {
         let mut reserved: BTreeMap<&str, Reserved<'_>> = BTreeMap::new();
         for instance in self.instances.values() {
             if let Some(node) = &instance.record.node
@@ -247,7 +260,7 @@ impl Core {
                 reserved.instances += 1;
             }
         }
-        for stop in self.stops.values() {
+        for stop in stopping {
             if let Some(job) = &stop.record.job {
                 reserved.entry(&stop.record.node).or_default().jobs.push(job);
             }
@@ -304,7 +317,11 @@ impl Core {
         let (mut cpu, mut memory) = (0.0, 0.0);
         let mut virtualization = BTreeSet::new();
         let mut architectures = BTreeSet::new();
-        for candidate in self.candidates().into_iter().filter(|candidate| candidate.active) {
+        for candidate in self
+            .candidates(None)
+            .into_iter()
+            .filter(|candidate| candidate.active)
+        {
             capacity.active_nodes += 1;
             capacity.vcpus += candidate.vcpus;
             capacity.vcpus_free += candidate.vcpus_free;
@@ -338,7 +355,7 @@ impl Core {
 
     /// All nodes, for people.
     pub fn node_views(&self) -> Vec<NodeView> {
-        self.candidates()
+        self.candidates(None)
             .into_iter()
             .filter_map(|candidate| {
                 let node = self.nodes.get(&candidate.id)?;

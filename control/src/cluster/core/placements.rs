@@ -123,6 +123,7 @@ impl Core {
         self.room = true;
         let record = stop.record;
         info!(instance = %name(&record.key), node = record.node, "stopped");
+        self.tell_capacity();
         if record.report {
             self.tell_undeployed(record.key, record.incarnation.unwrap_or_default(), record.node);
         }
@@ -130,7 +131,8 @@ impl Core {
 
     /// Looks for a node, and tells it; or tells the root that there is none.
     fn place(&mut self, key: &InstanceKey) {
-        let candidates = self.candidates();
+        let candidates = self.candidates(Some(key));
+        let later = self.candidates_without_stops();
         let Some(instance) = self.instances.get_mut(key) else {
             return;
         };
@@ -146,6 +148,11 @@ impl Core {
                 self.send_deploy(key);
                 self.tell_instance(key);
                 self.tell_capacity();
+            }
+            Err(_) if choose(&MostUnreserved, &record.placement.job, &later).is_ok() => {
+                // It gets what is being stopped right now.
+                record.status = InstanceStatus::ClusterScheduled;
+                record.status_detail = "waits for others to stop".to_owned();
             }
             Err(nowhere) => {
                 let status = nowhere.status_of_nodes();
@@ -175,13 +182,6 @@ impl Core {
             status: record.status,
             detail: record.status_detail,
         });
-    }
-
-    /// Leaves to the root what fits nowhere. While the root is away, that waits here.
-    pub(super) fn refuse_what_waits(&mut self) {
-        for key in self.waiting() {
-            self.refuse(&key);
-        }
     }
 
     fn waiting(&self) -> Vec<InstanceKey> {

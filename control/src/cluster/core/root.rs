@@ -25,7 +25,8 @@ impl Core {
     pub fn connected(&mut self, connected: bool) {
         self.connected = connected;
         if connected {
-            self.refuse_what_waits();
+            // What fits nowhere waited here while the root was away; now it can look elsewhere.
+            self.room = true;
             self.tell_capacity();
         } else {
             // Whoever waits for the root is answered without it.
