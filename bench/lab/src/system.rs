@@ -180,12 +180,22 @@ impl Plan {
         self.daemon(&self.cluster, "cluster", command)
     }
 
+    /// Starts the NetManager of a worker.
+    pub fn netmanager(&self, seat: &Seat) -> Result<Daemon> {
+        let mut command = self.command_with_verb(seat, NETMANAGER_PROGRAM, &["run"])?;
+        command.args(["--docker-plugins", PLUGIN_DIRECTORY]);
+        self.daemon(seat, "netmanager", command)
+    }
+
+    /// Asks the NetManager of a worker over its socket, which must succeed.
+    pub fn ask_netmanager(&self, seat: &Seat, path: &str) -> Result<Value> {
+        node::ask(&seat.namespace, &self.folder(seat), path)
+    }
+
     fn node(&self, seat: &Seat) -> Result<Node> {
         let root = self.folder(seat);
         configure(&root, seat.address)?;
-        let mut netmanager = self.command_with_verb(seat, NETMANAGER_PROGRAM, &["run"])?;
-        netmanager.args(["--docker-plugins", PLUGIN_DIRECTORY]);
-        let netmanager = self.daemon(seat, "netmanager", netmanager)?;
+        let netmanager = self.netmanager(seat)?;
         let mut engine = self.command(seat, ENGINE_PROGRAM)?;
         engine
             .args(["-a", &self.cluster.address.to_string()])
