@@ -47,6 +47,8 @@ const CLUSTER_LOCATION: &str = "48.262,11.668,1000";
 
 /// NetManager's socket below the root folder of its node.
 const NETMANAGER_SOCKET: &str = "etc/netmanager/netmanager.sock";
+/// How many lines of each log are shown where something failed.
+const LOG_LINES: usize = 12;
 /// How long the system may take to be ready, on a slow machine.
 const READY: Duration = Duration::from_secs(60);
 
@@ -318,8 +320,18 @@ impl System {
         }
         outcome.with_context(|| {
             let obstacle = obstacle.unwrap_or_else(|| "it does not answer".to_owned());
-            format!("{obstacle}; logs are in {}", self.plan.directory.display())
+            format!("{}\n{obstacle}", self.log_ends())
         })
+    }
+
+    /// The ends of all logs, for people who want to know why something failed.
+    pub fn log_ends(&mut self) -> String {
+        let end = |daemon: &mut Daemon| {
+            let text = daemon.log_end(LOG_LINES);
+            let text = text.unwrap_or_else(|error| format!("{error:#}\n"));
+            format!("--- {}:\n{text}", daemon.name())
+        };
+        self.daemons().into_iter().map(end).collect()
     }
 
     fn dead(&mut self) -> Result<Option<String>> {
@@ -328,7 +340,7 @@ impl System {
                 return Ok(Some(format!(
                     "{} has ended ({status}):\n{}",
                     daemon.name(),
-                    daemon.log()?
+                    daemon.log_end(LOG_LINES)?
                 )));
             }
         }
