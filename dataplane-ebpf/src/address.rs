@@ -10,6 +10,9 @@ pub const SERVICES: [u8; 4] = [10, 30, 0, 0];
 pub const SERVICES_PREFIX_LENGTH: u8 = 16;
 /// The default gateway that every endpoint is given; the data plane, not a host, is behind it.
 pub const GATEWAY: [u8; 4] = [169, 254, 1, 1];
+/// Ethernet address of [`GATEWAY`], and so of the host's end of every endpoint's link: a link has two ends only, so
+/// that all of them may have the same. Locally administered.
+pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x6f, 0x61, 0x6b, 0x00, 0x01];
 /// UDP port of the tunnel unless configured otherwise.
 pub const TUNNEL_PORT: u16 = 50103;
 

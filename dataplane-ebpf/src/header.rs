@@ -18,6 +18,16 @@ pub const ICMP_LENGTH: usize = 8;
 /// EtherType of IPv4, as in the frame.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 
+/// EtherType of ARP, as in the frame.
+pub const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+
+/// What an ARP packet for IPv4 over Ethernet begins with: both kinds of address and their lengths (RFC 826).
+pub const ARP_IPV4_OVER_ETHERNET: [u8; 6] = [0x00, 0x01, 0x08, 0x00, 6, 4];
+/// ARP operations, as in the frame.
+pub const ARP_REQUEST: [u8; 2] = [0x00, 0x01];
+/// See [`ARP_REQUEST`].
+pub const ARP_REPLY: [u8; 2] = [0x00, 0x02];
+
 /// IP protocol numbers.
 pub const PROTOCOL_ICMP: u8 = 1;
 /// See [`PROTOCOL_ICMP`].
@@ -53,6 +63,19 @@ pub struct Ethernet {
     pub destination: [u8; 6],
     pub source: [u8; 6],
     pub ethertype: [u8; 2],
+}
+
+/// ARP packet for IPv4 over Ethernet (RFC 826).
+#[repr(C, align(2))]
+#[derive(Clone, Copy, Debug)]
+pub struct Arp {
+    /// [`ARP_IPV4_OVER_ETHERNET`].
+    pub kind: [u8; 6],
+    pub operation: [u8; 2],
+    pub sender_mac: [u8; 6],
+    pub sender: [u8; 4],
+    pub target_mac: [u8; 6],
+    pub target: [u8; 4],
 }
 
 /// IPv4 header without options (RFC 791).
@@ -109,6 +132,7 @@ pub struct IcmpEcho {
 }
 
 const _: () = assert!(size_of::<Ethernet>() == ETHERNET_LENGTH);
+const _: () = assert!(size_of::<Arp>() == 28);
 const _: () = assert!(size_of::<Ipv4>() == IPV4_LENGTH);
 const _: () = assert!(size_of::<Tcp>() == TCP_LENGTH);
 const _: () = assert!(size_of::<Udp>() == UDP_LENGTH);

@@ -17,12 +17,13 @@
 //! | `BACKENDS` | hash | 262,144 | which instance is in this slot | user space refuses the service |
 //! | `CURSORS` | array | 65,536 | which slot is next | goes with `SERVICES` |
 //! | `LOCAL_ADDRESSES` | hash | 256 | is this address mine | user space refuses the next |
+//! | `PUBLISHED` | hash | 16,384 | which endpoint has published this port | the attach fails |
 //! | `UNKNOWN_PEERS` | array per CPU | 1 | how many strangers were let up this second | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
 
 /// Version of the layout of everything in this file. It names the folder of the pins: a process never takes
 /// over maps of another layout. Raise it with every change to a size, an offset or a meaning.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Entries of each map, as in the table above.
 pub mod capacity {
@@ -33,13 +34,18 @@ pub mod capacity {
     pub const SERVICES: u32 = 65_536;
     pub const BACKENDS: u32 = 262_144;
     pub const LOCAL_ADDRESSES: u32 = 256;
+    pub const PUBLISHED: u32 = 16_384;
 }
 
 /// Index in `NODES` of this node itself.
 pub const THIS_NODE: u32 = 0;
+/// Index of the loopback interface, the same in every network namespace.
+pub const LOOPBACK: u32 = 1;
 
 /// Key of `FLOWS`. Forward entries run from a namespace address to a service or instance address, reverse
-/// entries from an instance address to a namespace address, so the two kinds never meet.
+/// entries from an instance address to a namespace address, so the two kinds never meet. Those of published ports
+/// run from any address to one of the node's own outside the overlay, and back from a namespace address to one that
+/// is neither a service nor an instance, so they meet neither.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct FlowKey {
@@ -80,11 +86,18 @@ pub struct Flow {
     pub last_seen: u32,
     /// Forward: the destination the client chose. Reverse: the same, shown to the client as source.
     pub shown: [u8; 4],
+    /// Published ports only. Forward: the source address the server sees. Reverse: the client's address.
+    pub address: [u8; 4],
     /// Forward: the source port the server sees. Reverse: the source port the client chose.
     pub port: [u8; 2],
+    /// Published ports only. Forward: the port of the server. Reverse: the port the client chose, shown to it as
+    /// source.
+    pub other_port: [u8; 2],
+    /// Published ports only: index of the interface at which the client's packets come in.
+    pub interface: u32,
     /// Bits of [`state`].
     pub state: u8,
-    pub zero: u8,
+    pub zero: [u8; 7],
 }
 
 /// Bits of [`Flow::state`].
@@ -95,6 +108,10 @@ pub mod state {
     pub const ANSWERED: u8 = 0x02;
     /// One side has ended the connection: the next SYN may choose anew.
     pub const CLOSING: u8 = 0x04;
+    /// The flow goes to a published port.
+    pub const PUBLISHED: u8 = 0x08;
+    /// The client of the published port is the node itself.
+    pub const FROM_NODE: u8 = 0x10;
 }
 
 /// Value of `INSTANCES`.
@@ -197,7 +214,14 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     /// One of [`delivery`].
     pub delivery: u8,
-    pub zero: u8,
+    /// Bits of [`endpoint_flags`].
+    pub flags: u8,
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// The endpoint has published ports: what it sends may be an answer to a client of one of them.
+    pub const PUBLISHES: u8 = 0x01;
 }
 
 /// Values of [`Endpoint::delivery`].
@@ -265,6 +289,28 @@ pub struct BackendKey {
     pub slot: u32,
 }
 
+/// Key of `PUBLISHED`: a port at the node's own addresses.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct PublishedKey {
+    pub port: [u8; 2],
+    pub protocol: u8,
+    pub zero: u8,
+}
+
+/// Value of `PUBLISHED`: the endpoint that the port leads to.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Published {
+    /// Incarnation of the instance; the entry means nothing when it differs.
+    pub incarnation: u64,
+    /// Index in `INSTANCES`.
+    pub instance: u32,
+    /// The port at the endpoint.
+    pub port: [u8; 2],
+    pub zero: [u8; 2],
+}
+
 /// Key of `TUNNELS`: where a tunnel listens. The value is an index in `NODES`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -309,13 +355,15 @@ pub const UNKNOWN_PEERS_PER_WINDOW: u32 = 64;
 // U-73: sizes and the offsets that the programs' single-word loads rely on, for host and bpf alike.
 const _: () = {
     assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Flow>() == 24);
+    assert!(size_of::<Flow>() == 40);
     assert!(size_of::<Instance>() == 32 && core::mem::offset_of!(Instance, place) == 0);
     assert!(size_of::<Node>() == 56 && core::mem::offset_of!(Node, ethernet) == 8);
     assert!(size_of::<Endpoint>() == 24);
     assert!(size_of::<Service>() == 16 && core::mem::offset_of!(Service, set) == 0);
     assert!(size_of::<BackendKey>() == 12);
     assert!(size_of::<TunnelKey>() == 8);
+    assert!(size_of::<PublishedKey>() == 4);
+    assert!(size_of::<Published>() == 16);
     assert!(size_of::<Peer>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<RateWindow>() == 8);
@@ -334,7 +382,19 @@ mod plain_data {
     }
 
     plain_data!(
-        FlowKey, Flow, Instance, Node, Endpoint, Service, BackendKey, TunnelKey, Peer, Counter, RateWindow
+        FlowKey,
+        Flow,
+        Instance,
+        Node,
+        Endpoint,
+        Service,
+        BackendKey,
+        PublishedKey,
+        Published,
+        TunnelKey,
+        Peer,
+        Counter,
+        RateWindow
     );
 }
 
@@ -346,12 +406,14 @@ mod tests {
     #[test]
     fn u73_fields_fill_the_types() {
         assert_eq!(size_of::<FlowKey>(), 4 + 4 + 2 + 2 + 1 + 3);
-        assert_eq!(size_of::<Flow>(), 8 + 4 + 4 + 4 + 2 + 1 + 1);
+        assert_eq!(size_of::<Flow>(), 8 + 4 + 4 + 4 + 4 + 2 + 2 + 4 + 1 + 7);
         assert_eq!(size_of::<Instance>(), 8 + 8 + 4 + 4 + 4 + 4);
         assert_eq!(size_of::<Node>(), 8 + 14 + 2 + 4 + 4 + 4 + 4 + 2 + 2 + 4 + 4 + 4);
         assert_eq!(size_of::<Endpoint>(), 4 + 4 + 4 + 4 + 6 + 1 + 1);
         assert_eq!(size_of::<Service>(), 8 + 4 + 4);
         assert_eq!(size_of::<TunnelKey>(), 4 + 2 + 2);
+        assert_eq!(size_of::<PublishedKey>(), 2 + 1 + 1);
+        assert_eq!(size_of::<Published>(), 8 + 4 + 2 + 2);
     }
 
     #[test]

@@ -12,14 +12,17 @@ pub enum Hook {
     FromHost = 2,
     /// It came from the wire: tc ingress of an uplink.
     FromUplink = 3,
+    /// The node itself sent it to itself: tc egress of `lo`.
+    FromLoopback = 4,
 }
 
 impl Hook {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::FromEndpoint,
         Self::FromOak0,
         Self::FromHost,
         Self::FromUplink,
+        Self::FromLoopback,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -28,6 +31,7 @@ impl Hook {
             Self::FromOak0 => "from_oak0",
             Self::FromHost => "from_host",
             Self::FromUplink => "from_uplink",
+            Self::FromLoopback => "from_loopback",
         }
     }
 }
@@ -84,12 +88,18 @@ counted! {
         Reset = "RESET",
         /// from an unknown outer source, handed to NetManager
         Stranger = "STRANGER",
+        /// to a published port, delivered to its endpoint
+        Publish = "PUBLISH",
+        /// from an endpoint, back to a client of a port that it has published
+        PublishAnswer = "PUBLISH_ANSWER",
+        /// an endpoint asked where its gateway is (ARP), and was told
+        AnswerGateway = "ANSWER_GATEWAY",
     }
 }
 
 counted! {
     /// Why a packet was dropped.
-    DropReason from 7 {
+    DropReason from 10 {
         /// an endpoint sent a frame with a VLAN tag
         VlanTagged = "VLAN_TAGGED",
         /// the source is not the endpoint's own address

@@ -3,7 +3,7 @@
 //! On a unix socket that only root can open, and, where a port is given, on loopback.
 
 mod client;
-mod error;
+pub(crate) mod error;
 mod handlers;
 
 use std::os::unix::fs::PermissionsExt;

@@ -10,6 +10,9 @@ use netmanager::config::Paths;
 use netmanager::endpoint::Step;
 use netmanager::state::Store;
 
+/// Where every Docker looks for drivers that are reached by a socket.
+const DOCKER_PLUGINS: &str = "/run/docker/plugins";
+
 /// The network of a worker node: loads and feeds the data plane in the kernel, attaches containers to it, and finds
 /// out where unknown addresses are.
 ///
@@ -50,7 +53,7 @@ enum Verb {
     Verify(Output),
 }
 
-#[derive(Args, Default)]
+#[derive(Args)]
 pub struct RunOptions {
     /// Also serve the API on this TCP port of 127.0.0.1, for node engines that expect it (6000)
     #[arg(short, long, value_name = "PORT")]
@@ -59,6 +62,10 @@ pub struct RunOptions {
     /// Answer from this file instead of asking a cluster; for laboratories
     #[arg(long, value_name = "FILE")]
     static_answers: Option<PathBuf>,
+
+    /// The folder where Docker looks for network drivers; `off` to be none
+    #[arg(long, value_name = "FOLDER", default_value = DOCKER_PLUGINS)]
+    docker_plugins: PathBuf,
 
     /// Fail at this step of every attach, to see that it leaves nothing behind
     #[arg(long, hide = true, value_name = "STEP")]

@@ -8,12 +8,14 @@
 //! - [`host`], [`endpoint`]: links, addresses, routes, settings and firewall of the node and of its containers.
 //! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it.
 //! - [`node`]: all of this at work; [`state`]: what survives the process.
-//! - [`manager`], [`api`], [`config`]: the daemon around it.
+//! - [`driver`]: how Docker asks for the network of a container; [`manager`], [`api`], [`config`]: the daemon around
+//!   it all.
 
 pub mod api;
 pub mod config;
 pub mod dataplane;
 pub mod directory;
+pub mod driver;
 pub mod endpoint;
 pub mod host;
 pub mod manager;

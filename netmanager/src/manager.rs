@@ -14,6 +14,7 @@ use crate::host::{Netlink, overlap};
 use crate::node::{Faults, Kept, Node, Start, remove_from_kernel};
 use crate::resolver::{Mqtt, MqttSettings, ResolveError, Resolver, StaticFile, StaticFileError, Update};
 use crate::state::{Registration, Store};
+use crate::{api, driver};
 
 /// Why there is no node.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,8 @@ pub struct Settings {
     pub config: Config,
     /// Answers instead of a cluster, where given.
     pub static_answers: Option<PathBuf>,
+    /// The folder where Docker looks for drivers; none to be no driver.
+    pub docker_plugins: Option<PathBuf>,
     pub faults: Faults,
 }
 
@@ -219,6 +222,8 @@ impl Manager {
         if removed.is_ok() {
             kept.state.registration = None;
             kept.state.addresses = None;
+            kept.state.docker.clear();
+            kept.state.last_addresses.clear();
             *self.reason() = None;
         }
         // Whatever was removed is to be forgotten.
@@ -278,9 +283,35 @@ impl Manager {
             faults: self.settings.faults,
         };
         let node = Node::start(start).await.map_err(RegisterError::Start)?;
+        // Containers that are attached otherwise do without.
+        if let Err(error) = self.serve_docker(&node).await {
+            tracing::error!("Docker does not find this node's network driver: {error:#}");
+        }
         // Set once: `registering` is held, and it was empty.
         if self.node.set(node).is_err() {
             tracing::error!("a node was started twice");
+        }
+        Ok(())
+    }
+
+    /// Serves Docker's network driver of the node; where it was before is noted, and removed if it is elsewhere.
+    async fn serve_docker(&self, node: &Arc<Node>) -> anyhow::Result<()> {
+        let folder = self.settings.docker_plugins.as_deref();
+        let socket = folder.map(|folder| driver::socket(folder, &node.registration.node_id));
+        let earlier = {
+            let mut kept = self.kept.lock().await;
+            let earlier = std::mem::replace(&mut kept.state.docker_socket, socket.clone());
+            if earlier != socket {
+                kept.save()?;
+            }
+            earlier
+        };
+        if let Some(earlier) = earlier.filter(|earlier| Some(earlier) != socket.as_ref()) {
+            driver::remove(&earlier);
+        }
+        if let Some(socket) = socket {
+            let listener = api::bind(&socket)?;
+            node.serve_docker(listener, socket);
         }
         Ok(())
     }

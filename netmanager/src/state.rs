@@ -4,7 +4,7 @@
 //! the old or the new. An endpoint is noted before its link is made and struck out after its link is gone: what
 //! the kernel has, the file knows, and a new process can finish or undo whatever a dead one had begun.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -13,6 +13,7 @@ use std::{fs, io};
 
 use nix::fcntl::{Flock, FlockArg};
 use protocol::network::BrokerAccess;
+use protocol::ports::PortMappings;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::addresses::Addresses;
@@ -52,10 +53,22 @@ pub struct State {
     pub endpoints: BTreeMap<String, EndpointState>,
     /// Which namespace addresses are taken.
     pub addresses: Option<Addresses>,
+    /// Endpoints of Docker by their ids, from their creation to their deletion, whether they are attached or not.
+    #[serde(default)]
+    pub docker: BTreeMap<String, DockerEndpoint>,
+    /// The namespace address that an instance had last, to have it again; by the key of its endpoint.
+    #[serde(default)]
+    pub last_addresses: BTreeMap<String, Ipv4Addr>,
+    /// Where Docker finds this node's network driver.
+    #[serde(default)]
+    pub docker_socket: Option<PathBuf>,
     /// What settings were before they were changed.
     pub sysctls: Sysctls,
     /// Interfaces whose UDP segmentation was switched off.
     pub offloads: Vec<String>,
+    /// Ports that were reserved from the kernel's own choice and were not reserved before.
+    #[serde(default)]
+    pub reserved_ports: BTreeSet<u16>,
 }
 
 /// Who this node is, and what was leased to it.
@@ -80,13 +93,20 @@ pub struct Registration {
 pub struct EndpointState {
     pub service: String,
     pub number: u32,
-    pub pid: u32,
+    /// The process that was attached; none where Docker asked for it.
+    pub pid: Option<u32>,
+    /// The endpoint of Docker, where Docker asked for it: a key of [`State::docker`].
+    #[serde(default)]
+    pub docker: Option<String>,
     pub namespace_address: Ipv4Addr,
     pub namespace_address_v6: Option<Ipv6Addr>,
     /// The address that it shows to others.
     pub instance_address: Ipv4Addr,
     pub incarnation: u64,
     pub application: u32,
+    /// Ports that are published for it.
+    #[serde(default)]
+    pub ports: PortMappings,
     /// `None` until everything is in place: a new process undoes what is not.
     pub attached: Option<AttachedState>,
 }
@@ -97,6 +117,36 @@ pub struct AttachedState {
     pub interface: u32,
     pub interface_name: String,
     pub mac: [u8; 6],
+    /// For a link that was left for Docker to move.
+    #[serde(default)]
+    pub handed_over: Option<HandedOverState>,
+}
+
+/// When and where a container's end was left to be moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOverState {
+    /// What the kernel calls the namespace; none for NetManager's own.
+    pub home: Option<i32>,
+    /// In seconds since the machine was started.
+    pub at: u64,
+}
+
+/// An endpoint that Docker has announced: which instance it will be, and the address that it is promised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerEndpoint {
+    pub service: String,
+    pub number: u32,
+    pub instance_address: Ipv4Addr,
+    pub incarnation: u64,
+    pub application: u32,
+    /// Published ports.
+    pub ports: PortMappings,
+    pub namespace_address: Ipv4Addr,
+    pub namespace_address_v6: Option<Ipv6Addr>,
+    /// Ethernet address of the container's end.
+    pub mac: [u8; 6],
+    /// When it was noted, in seconds since the machine was started.
+    pub noted: u64,
 }
 
 /// Key of an endpoint in [`State::endpoints`].

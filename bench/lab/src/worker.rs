@@ -123,6 +123,10 @@ impl Worker {
             .arg("--static-answers")
             .arg(&file)
             .args(arguments);
+        // Docker is none of the lab's hosts: only who wants to be found by it says where.
+        if !arguments.contains(&"--docker-plugins") {
+            command.args(["--docker-plugins", "off"]);
+        }
         let daemon = host.daemon("netmanager", command)?;
         let node_id = host.name().to_owned();
         let program = program.to_owned();
@@ -171,17 +175,12 @@ impl Worker {
 
     /// Attaches an endpoint as an instance. Its namespace address.
     pub fn deploy(&self, endpoint: &Endpoint, instance: &Instance) -> Result<Ipv4Addr> {
-        let answer = self.post(
-            "/container/deploy",
-            &json!({
-                "pid": endpoint.pid(),
-                "serviceName": instance.service,
-                "instanceNumber": instance.number,
-                "portMappings": "",
-                "instanceIp": instance.address,
-                "incarnation": instance.incarnation,
-            }),
-        )?;
+        self.publish(endpoint, instance, "")
+    }
+
+    /// As [`Self::deploy`], with ports of the worker that lead to it.
+    pub fn publish(&self, endpoint: &Endpoint, instance: &Instance, ports: &str) -> Result<Ipv4Addr> {
+        let answer = self.post("/container/deploy", &deployment(endpoint, instance, ports))?;
         let address = answer["nsAddress"]
             .as_str()
             .context("the answer has no nsAddress")?;
@@ -269,6 +268,19 @@ impl Worker {
     fn socket(&self) -> PathBuf {
         self.root.join("etc/netmanager/netmanager.sock")
     }
+}
+
+/// The body of the request that attaches an endpoint as an instance, with ports of the worker that lead to it.
+#[must_use]
+pub fn deployment(endpoint: &Endpoint, instance: &Instance, ports: &str) -> Value {
+    json!({
+        "pid": endpoint.pid(),
+        "serviceName": instance.service,
+        "instanceNumber": instance.number,
+        "portMappings": ports,
+        "instanceIp": instance.address,
+        "incarnation": instance.incarnation,
+    })
 }
 
 /// Replaces a file in one step, so that its reader sees the old or the new.

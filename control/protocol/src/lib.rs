@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod descriptor;
 pub mod instance;
 pub mod job;
 pub mod network;
 pub mod node;
+pub mod ports;

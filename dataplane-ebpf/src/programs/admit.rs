@@ -11,10 +11,10 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::maps::NODES;
 use super::parse::Transport;
-use super::{Outcome, balance, deliver, encap, flow, maps, outbound, packet, parse, translate};
+use super::{Outcome, balance, deliver, encap, flow, maps, outbound, packet, parse, published, translate};
 
-/// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node
-/// nor addressed to the overlay passes unchanged.
+/// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node, nor
+/// for a published port, nor addressed to the overlay passes unchanged.
 #[inline(always)]
 pub fn walk(ctx: &mut TcContext) -> Outcome {
     // A frame of another VLAN belongs to the interface of that VLAN, which has this program too.
@@ -28,7 +28,7 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
         return Err(DropReason::Unencapsulated);
     }
     if !is_tunnel(ctx, &outer) {
-        return Ok(Action::Pass);
+        return Ok(published::enter(ctx, Hook::FromUplink, &outer)?.unwrap_or(Action::Pass));
     }
     let inner_length = inner_length(ctx, &outer)?;
     let Some(peer) = maps::peer(outer.source) else {

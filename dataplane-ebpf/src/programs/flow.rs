@@ -22,7 +22,10 @@ pub struct Decision {
     pub instance: u32,
     pub incarnation: u64,
     pub shown: [u8; 4],
+    pub address: [u8; 4],
     pub port: [u8; 2],
+    pub other_port: [u8; 2],
+    pub interface: u32,
     pub state: u8,
 }
 
@@ -41,7 +44,10 @@ pub fn known(key: &FlowKey) -> Option<Decision> {
             instance: (*flow).instance,
             incarnation: (*flow).incarnation,
             shown: (*flow).shown,
+            address: (*flow).address,
             port: (*flow).port,
+            other_port: (*flow).other_port,
+            interface: (*flow).interface,
             state: (*flow).state,
         })
     }
@@ -84,9 +90,9 @@ pub fn forget(forward: &FlowKey, reverse: &FlowKey) {
     remove(reverse);
 }
 
-/// Another CPU, or the table itself, may have removed the entry already.
+/// Removes one entry. Another CPU, or the table itself, may have removed it already.
 #[inline(always)]
-fn remove(key: &FlowKey) {
+pub fn remove(key: &FlowKey) {
     match FLOWS.remove(key) {
         Ok(()) | Err(_) => {}
     }
@@ -118,6 +124,16 @@ pub fn forward_key(reverse: &FlowKey, decision: &Decision) -> FlowKey {
     }
 }
 
+/// Both entries of a flow that is to be opened, but for the source port that the server sees.
+pub struct Opening {
+    /// What the forward entry says, but for its port.
+    pub forward: Flow,
+    /// What the reverse entry says.
+    pub reverse: Flow,
+    /// The key of the answers, but for their destination port.
+    pub answers: FlowKey,
+}
+
 /// Enters the decision that `forward` goes to `instance`, under a source port that no other flow of this
 /// client towards the instance has. When another CPU enters the flow at the same moment, its decision counts.
 #[inline(always)]
@@ -127,22 +143,38 @@ pub fn open(
     instance: &Instance,
     may_change_port: bool,
 ) -> Result<Decision, DropReason> {
-    let mut entry = Flow {
+    let entry = Flow {
         incarnation: instance.incarnation,
         instance: index,
         last_seen: maps::coarse_time(),
         shown: forward.destination,
-        port: forward.source_port,
-        state: state::REVERSE,
-        zero: 0,
+        ..Flow::default()
     };
+    let opening = Opening {
+        forward: entry,
+        reverse: Flow {
+            port: forward.source_port,
+            state: state::REVERSE,
+            ..entry
+        },
+        answers: reverse_key(forward, instance.address, forward.source_port),
+    };
+    enter(forward, &opening, may_change_port)
+}
+
+/// Enters both entries of a flow, the reverse one first.
+#[inline(always)]
+pub fn enter(forward: &FlowKey, opening: &Opening, may_change_port: bool) -> Result<Decision, DropReason> {
     let mut port = forward.source_port;
     let mut attempt = 0;
     let reverse = loop {
-        let reverse = reverse_key(forward, instance.address, port);
-        match FLOWS.insert(reverse, entry, BPF_NOEXIST.into()) {
+        let reverse = FlowKey {
+            destination_port: port,
+            ..opening.answers
+        };
+        match FLOWS.insert(reverse, opening.reverse, BPF_NOEXIST.into()) {
             Ok(()) => break reverse,
-            Err(ALREADY_EXISTS) if is_own(&reverse, &entry) => break reverse,
+            Err(ALREADY_EXISTS) if is_own(&reverse, &opening.reverse) => break reverse,
             // Removed, not overwritten: of two CPUs that find it, one enters its flow and the other tries again.
             Err(ALREADY_EXISTS) if attempt < CANDIDATES && has_ended(&reverse) => {
                 remove(&reverse);
@@ -156,13 +188,15 @@ pub fn open(
             Err(_) => return Err(DropReason::FlowTableFull),
         }
     };
-    entry.port = port;
-    entry.state = 0;
+    let entry = Flow {
+        port,
+        ..opening.forward
+    };
     match FLOWS.insert(forward, entry, BPF_NOEXIST.into()) {
         Ok(()) => Ok(decision(&entry)),
         Err(ALREADY_EXISTS) => {
             let winner = known(forward).ok_or(DropReason::FlowTableFull)?;
-            if winner.instance != index || winner.port != port {
+            if winner.instance != entry.instance || winner.port != port {
                 remove(&reverse);
             }
             Ok(winner)
@@ -181,7 +215,11 @@ fn is_own(key: &FlowKey, entry: &Flow) -> bool {
     FLOWS.get_ptr(key).is_some_and(|found| {
         // SAFETY: the verifier has seen the null check; only compared, see `known`.
         let found = unsafe { &*found };
-        found.shown == entry.shown && found.port == entry.port && found.incarnation == entry.incarnation
+        found.shown == entry.shown
+            && found.port == entry.port
+            && found.incarnation == entry.incarnation
+            && found.address == entry.address
+            && found.other_port == entry.other_port
     })
 }
 
@@ -214,7 +252,10 @@ fn decision(flow: &Flow) -> Decision {
         instance: flow.instance,
         incarnation: flow.incarnation,
         shown: flow.shown,
+        address: flow.address,
         port: flow.port,
+        other_port: flow.other_port,
+        interface: flow.interface,
         state: flow.state,
     }
 }

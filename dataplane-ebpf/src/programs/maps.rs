@@ -4,8 +4,8 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, RateWindow, Service, TunnelKey,
-    UNKNOWN_PEERS_PER_WINDOW, capacity,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, RateWindow,
+    Service, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -37,6 +37,9 @@ pub static CURSORS: Array<u64> = Array::with_max_entries(capacity::SERVICES, 0);
 pub static LOCAL_ADDRESSES: HashMap<[u8; 4], u32> =
     HashMap::with_max_entries(capacity::LOCAL_ADDRESSES, BPF_F_NO_PREALLOC);
 #[map]
+pub static PUBLISHED: HashMap<PublishedKey, Published> =
+    HashMap::with_max_entries(capacity::PUBLISHED, BPF_F_NO_PREALLOC);
+#[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(verdict::COUNTERS, 0);
@@ -47,6 +50,10 @@ static OAK0_INTERFACE: u32 = 0;
 /// The UDP port on which this node takes tunnel datagrams, set when the programs are loaded.
 #[unsafe(no_mangle)]
 static TUNNEL_PORT: u16 = dataplane_ebpf::address::TUNNEL_PORT;
+
+/// The node's own namespace address, set when the programs are loaded.
+#[unsafe(no_mangle)]
+static HOST_ADDRESS: [u8; 4] = [0; 4];
 
 #[inline(always)]
 pub fn oak0_interface() -> u32 {
@@ -59,6 +66,12 @@ pub fn oak0_interface() -> u32 {
 pub fn tunnel_port() -> [u8; 2] {
     // SAFETY: as in `oak0_interface`.
     unsafe { core::ptr::read_volatile(&raw const TUNNEL_PORT) }.to_be_bytes()
+}
+
+#[inline(always)]
+pub fn host_address() -> [u8; 4] {
+    // SAFETY: as in `oak0_interface`.
+    unsafe { core::ptr::read_volatile(&raw const HOST_ADDRESS) }
 }
 
 /// The clock of `last_seen`, `last_used` and rate windows: units of 2^30 ns, cheap to read.
@@ -96,6 +109,18 @@ pub fn is_local(address: [u8; 4]) -> bool {
     unsafe { LOCAL_ADDRESSES.get(address) }.is_some()
 }
 
+/// Which endpoint has published this port.
+#[inline(always)]
+pub fn published(protocol: u8, port: [u8; 2]) -> Option<Published> {
+    let key = PublishedKey {
+        port,
+        protocol,
+        zero: 0,
+    };
+    // SAFETY: the value is copied at once.
+    unsafe { PUBLISHED.get(key) }.copied()
+}
+
 /// Who sends from this outer address.
 #[inline(always)]
 pub fn peer(address: [u8; 4]) -> Option<Peer> {
@@ -105,7 +130,7 @@ pub fn peer(address: [u8; 4]) -> Option<Peer> {
 
 /// Whether a tunnel listens at this address and port.
 #[inline(always)]
-pub fn is_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
+fn is_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
     // SAFETY: only the presence is used.
     unsafe {
         TUNNELS.get(TunnelKey {
@@ -115,6 +140,12 @@ pub fn is_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
         })
     }
     .is_some()
+}
+
+/// Whether a tunnel may listen there: at the port of this node's own tunnel, which is that of most, or at a known one.
+#[inline(always)]
+pub fn is_any_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
+    port == tunnel_port() || is_tunnel(address, port)
 }
 
 /// Whether another packet from an unknown outer source may be handed up in this window.

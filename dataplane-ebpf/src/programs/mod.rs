@@ -5,7 +5,8 @@
 //! from_oak0      │                       └─ open ─ balance ─────┘             └─ encapsulate (elsewhere)
 //! from_host ─────┘                             └─ unknown: to oak0, where NetManager parks it
 //!
-//! from_uplink ─── outer ─ admit ─ inner ─ flow ─ translate ─ decapsulate ─ deliver
+//! from_uplink ─── outer ─┬ admit ─ inner ─ flow ─ translate ─ decapsulate ─ deliver
+//! from_loopback ─────────┴ published ─ flow ─ translate ─ deliver, and back from from_endpoint
 //! ```
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -14,6 +15,7 @@ use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::verdict::{Action, DropReason, Hook, index};
 
 mod admit;
+mod arp;
 mod balance;
 mod deliver;
 mod encap;
@@ -22,6 +24,7 @@ mod maps;
 mod outbound;
 mod packet;
 mod parse;
+mod published;
 mod reset;
 mod translate;
 
@@ -56,6 +59,13 @@ pub fn from_uplink(mut ctx: TcContext) -> i32 {
     conclude(&ctx, Hook::FromUplink, outcome)
 }
 
+/// A frame that the node itself sent to itself: tc egress of `lo`.
+#[classifier]
+pub fn from_loopback(ctx: TcContext) -> i32 {
+    let outcome = published::from_loopback(&ctx);
+    conclude(&ctx, Hook::FromLoopback, outcome)
+}
+
 /// The only place that turns an outcome into a verdict and a counter.
 #[inline(always)]
 fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
@@ -64,14 +74,25 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
         Ok(action @ Action::DeliverHost) => match hook {
             // Arrived at the node's own interface: up the stack.
             Hook::FromOak0 => (action.row(), TC_ACT_UNSPEC),
-            Hook::FromEndpoint | Hook::FromHost | Hook::FromUplink => (action.row(), TC_ACT_REDIRECT),
+            Hook::FromEndpoint | Hook::FromHost | Hook::FromUplink | Hook::FromLoopback => {
+                (action.row(), TC_ACT_REDIRECT)
+            }
         },
         Ok(action @ Action::Park) => match hook {
             // On its way out of `oak0` already: NetManager reads it there.
             Hook::FromHost => (action.row(), TC_ACT_UNSPEC),
-            Hook::FromEndpoint | Hook::FromOak0 | Hook::FromUplink => (action.row(), TC_ACT_REDIRECT),
+            Hook::FromEndpoint | Hook::FromOak0 | Hook::FromUplink | Hook::FromLoopback => {
+                (action.row(), TC_ACT_REDIRECT)
+            }
         },
-        Ok(action @ (Action::Deliver | Action::Tunnel | Action::Reset)) => (action.row(), TC_ACT_REDIRECT),
+        Ok(
+            action @ (Action::Deliver
+            | Action::Tunnel
+            | Action::Reset
+            | Action::Publish
+            | Action::PublishAnswer
+            | Action::AnswerGateway),
+        ) => (action.row(), TC_ACT_REDIRECT),
         Err(
             reason @ (DropReason::VlanTagged
             | DropReason::Spoofed

@@ -6,13 +6,13 @@ use dataplane_ebpf::address::{in_overlay, is_service_or_instance};
 use dataplane_ebpf::header::{
     ETHERNET_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_FIN, TCP_RST,
 };
-use dataplane_ebpf::tables::{Endpoint, FlowKey, Instance, THIS_NODE, delivery, state};
+use dataplane_ebpf::tables::{Endpoint, FlowKey, Instance, THIS_NODE, delivery, endpoint_flags, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::deliver::redirected;
 use super::flow::Decision;
 use super::parse::Transport;
-use super::{Outcome, balance, deliver, encap, flow, maps, packet, parse, reset, translate};
+use super::{Outcome, arp, balance, deliver, encap, flow, maps, packet, parse, published, reset, translate};
 
 /// The congestion bits of the type of service (RFC 3168).
 const ECN: u8 = 0x03;
@@ -35,6 +35,9 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
         return Err(DropReason::VlanTagged);
     }
     if !parse::is_ipv4(ctx) {
+        if matches!(hook, Hook::FromEndpoint) && arp::asks_for_gateway(ctx) {
+            return arp::answer(ctx);
+        }
         return Ok(Action::Pass);
     }
     let ip = parse::ipv4(ctx)?;
@@ -42,11 +45,22 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
         Some(endpoint) => endpoint,
         None => return Ok(Action::Pass),
     };
-    if !in_overlay(ip.destination) {
-        return not_ours(ctx, &ip);
-    }
     if !is_service_or_instance(ip.destination) {
-        return to_oneself(ctx, hook, &ip);
+        if matches!(hook, Hook::FromEndpoint)
+            && endpoint.flags & endpoint_flags::PUBLISHES != 0
+            && let Some(action) = published::answer(ctx, hook, &ip)?
+        {
+            return Ok(action);
+        }
+        if in_overlay(ip.destination) {
+            return to_oneself(ctx, hook, &ip);
+        }
+        if matches!(hook, Hook::FromEndpoint)
+            && let Some(action) = published::enter(ctx, hook, &ip)?
+        {
+            return Ok(action);
+        }
+        return not_ours(ctx, &ip);
     }
     parse::refuse_unsupported(&ip)?;
     let transport = parse::transport(
@@ -65,7 +79,7 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
         Destination::Unknown => match hook {
             Hook::FromOak0 => Err(DropReason::Unresolved),
             Hook::FromHost => Ok(Action::Park),
-            Hook::FromEndpoint | Hook::FromUplink => {
+            Hook::FromEndpoint | Hook::FromUplink | Hook::FromLoopback => {
                 // SAFETY: the helper takes integers only and checks the interface.
                 redirected(unsafe { bpf_redirect(maps::oak0_interface(), 0) }, Action::Park)
             }
@@ -96,7 +110,7 @@ fn source(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Endpoint>, Dr
             _ => Ok(None),
         },
         // A delivery to the node comes with the source that the node is to see.
-        Hook::FromOak0 | Hook::FromUplink => match endpoint {
+        Hook::FromOak0 | Hook::FromUplink | Hook::FromLoopback => match endpoint {
             None if is_service_or_instance(ip.destination) => Err(DropReason::Spoofed),
             endpoint => Ok(Some(endpoint.unwrap_or_default())),
         },
@@ -109,7 +123,7 @@ fn not_ours(ctx: &TcContext, ip: &Ipv4) -> Outcome {
     if ip.protocol == PROTOCOL_UDP
         && parse::fragment_word(ip) & IPV4_OFFSET_MASK == 0
         && let Some((_, port)) = parse::udp_ports(ctx, ETHERNET_LENGTH + parse::header_length(ip))
-        && (port == maps::tunnel_port() || maps::is_tunnel(ip.destination, port))
+        && maps::is_any_tunnel(ip.destination, port)
     {
         return Err(DropReason::TunnelFromEndpoint);
     }

@@ -53,6 +53,8 @@ impl From<AttachError> for ApiError {
         let (code, path) = match &error {
             AttachError::NoInstanceAddress { .. } => (StatusCode::SERVICE_UNAVAILABLE, "instanceIp"),
             AttachError::AddressTaken { .. } => (StatusCode::CONFLICT, "instanceIp"),
+            AttachError::PortTaken { .. } => (StatusCode::CONFLICT, "portMappings"),
+            AttachError::NotNoted(_) => (StatusCode::NOT_FOUND, ""),
             AttachError::Exhausted(_) => (StatusCode::INSUFFICIENT_STORAGE, ""),
             AttachError::Endpoint(crate::endpoint::Error::HostNamespace(_)) => {
                 (StatusCode::BAD_REQUEST, "pid")
@@ -62,6 +64,7 @@ impl From<AttachError> for ApiError {
             | AttachError::Dataplane(_)
             | AttachError::State(_)
             | AttachError::Injected(_)
+            | AttachError::Ports(_)
             | AttachError::Link(_) => (StatusCode::INTERNAL_SERVER_ERROR, ""),
         };
         Self::new(code, path, chain(&error))
@@ -107,7 +110,7 @@ pub async fn no_such_method(method: Method, uri: Uri) -> ApiError {
 }
 
 /// The error with its causes.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let mut texts: Vec<String> = Vec::new();
     for text in causes.map(ToString::to_string) {

@@ -7,12 +7,13 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use protocol::network::{DeployRequest, DeployResponse, RegisterRequest, UndeployRequest};
+use protocol::ports::{PortMappings, PortMappingsError};
 
 use super::error::ApiError;
 use crate::dataplane::CounterRow;
 use crate::directory::ServiceView;
 use crate::manager::Manager;
-use crate::node::{Deploy, EndpointView, Status};
+use crate::node::{Deploy, EndpointView, Place, Status};
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 
@@ -38,21 +39,20 @@ pub async fn deploy(
 ) -> Result<Json<DeployResponse>, ApiError> {
     let node = manager.node().await?;
     let Json(request) = body?;
-    if !request.port_mappings.trim().is_empty() {
-        let message = "publishing ports is not supported; leave portMappings empty";
-        return Err(ApiError::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "portMappings",
-            message,
-        ));
-    }
+    let ports: PortMappings = request
+        .port_mappings
+        .parse()
+        .map_err(|error: PortMappingsError| {
+            ApiError::new(StatusCode::BAD_REQUEST, "portMappings", error.to_string())
+        })?;
     let deploy = Deploy {
-        pid: request.pid,
+        place: Place::Process(request.pid),
         service: request.service_name.clone(),
         number: request.instance_number,
         instance_address: request.instance_ip,
         incarnation: request.incarnation,
         application: request.app_id.unwrap_or_default(),
+        ports,
     };
     let addresses = tokio::spawn(node.attach(deploy))
         .await

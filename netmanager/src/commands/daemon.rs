@@ -1,6 +1,7 @@
 //! The daemon's life: configuration, socket, node, signals.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
     let settings = Settings {
         config,
         static_answers: options.static_answers,
+        docker_plugins: Some(options.docker_plugins).filter(|folder| folder != Path::new("off")),
         faults,
     };
     tracing::info!(?settings, socket = %paths.socket.display(), tcp = options.port, "starting");

@@ -69,6 +69,7 @@ pub async fn endpoints(socket: &Path, output: &Output) -> anyhow::Result<()> {
             "NAMESPACE ADDRESS",
             "INTERFACE",
             "PID",
+            "PORTS",
         ]);
         for endpoint in &endpoints {
             table.add_row([
@@ -77,7 +78,10 @@ pub async fn endpoints(socket: &Path, output: &Output) -> anyhow::Result<()> {
                 endpoint.instance_address.to_string(),
                 endpoint.namespace_address.to_string(),
                 endpoint.interface.clone(),
-                endpoint.pid.to_string(),
+                endpoint
+                    .pid
+                    .map_or_else(|| "of Docker".to_owned(), |pid| pid.to_string()),
+                endpoint.ports.to_string(),
             ]);
         }
         table

@@ -15,14 +15,16 @@ pub enum Program {
     FromOak0,
     FromHost,
     FromUplink,
+    FromLoopback,
 }
 
 impl Program {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::FromEndpoint,
         Self::FromOak0,
         Self::FromHost,
         Self::FromUplink,
+        Self::FromLoopback,
     ];
 
     /// Name in the object and in pins.
@@ -32,13 +34,14 @@ impl Program {
             Self::FromOak0 => "from_oak0",
             Self::FromHost => "from_host",
             Self::FromUplink => "from_uplink",
+            Self::FromLoopback => "from_loopback",
         }
     }
 
     const fn direction(self) -> TcAttachType {
         match self {
             Self::FromEndpoint | Self::FromOak0 | Self::FromUplink => TcAttachType::Ingress,
-            Self::FromHost => TcAttachType::Egress,
+            Self::FromHost | Self::FromLoopback => TcAttachType::Egress,
         }
     }
 }

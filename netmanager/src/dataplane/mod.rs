@@ -30,7 +30,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 14] = [
     "FLOWS",
     "INSTANCES",
     "INSTANCE_INDEX",
@@ -42,6 +42,7 @@ pub const MAPS: [&str; 13] = [
     "BACKENDS",
     "CURSORS",
     "LOCAL_ADDRESSES",
+    "PUBLISHED",
     "UNKNOWN_PEERS",
     "COUNTERS",
 ];
@@ -102,6 +103,8 @@ pub struct Globals {
     pub oak0_interface: u32,
     /// The UDP port on which this node takes tunnel datagrams.
     pub tunnel_port: u16,
+    /// The node's own namespace address.
+    pub host_address: std::net::Ipv4Addr,
 }
 
 /// The loaded programs and their attachments.
@@ -155,6 +158,14 @@ impl Dataplane {
         pins::unpin(&self.pins.link(program, index))
     }
 
+    /// Ends what another version of the programs has in place. To be called when these are in place themselves.
+    ///
+    /// # Errors
+    /// When the BPF file system refuses.
+    pub fn remove_other_layouts(&self) -> Result<(), DataplaneError> {
+        self.pins.remove_other_layouts()
+    }
+
     /// The attachments that pins stand for: program and index of the interface.
     pub fn attachments(&self) -> Result<Vec<(Program, u32)>, DataplaneError> {
         self.pins.links()
@@ -169,12 +180,14 @@ pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables)
     if OBJECT.is_empty() {
         return Err(DataplaneError::NoObject);
     }
+    let host_address = globals.host_address.octets();
     let mut loader = EbpfLoader::new();
     // Nothing in the programs depends on the kernel's own types, and reading those takes tens of milliseconds.
     loader
         .btf(None)
         .override_global("OAK0_INTERFACE", &globals.oak0_interface, true)
-        .override_global("TUNNEL_PORT", &globals.tunnel_port, true);
+        .override_global("TUNNEL_PORT", &globals.tunnel_port, true)
+        .override_global("HOST_ADDRESS", &host_address, true);
     for (name, path) in pins {
         loader.map_pin_path(name, path.as_path());
     }

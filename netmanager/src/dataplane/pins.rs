@@ -6,8 +6,8 @@ use std::{fs, io};
 
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, RateWindow, Service,
-    TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, Published, PublishedKey,
+    RateWindow, Service, TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program};
@@ -91,6 +91,21 @@ impl Pins {
         Ok(links)
     }
 
+    /// Removes the pins of other layouts, with the attachments that they stand for: what another version has left,
+    /// whose flows nobody can take over.
+    pub(super) fn remove_other_layouts(&self) -> Result<(), DataplaneError> {
+        let entries = fs::read_dir(&self.node).map_err(|source| pin_error("reading", &self.node, source))?;
+        for entry in entries {
+            let path = entry
+                .map_err(|source| pin_error("reading", &self.node, source))?
+                .path();
+            if path != self.root() {
+                fs::remove_dir_all(&path).map_err(|source| pin_error("removing", &path, source))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes every pin of the node, of all layouts, and the folder of all nodes if it is empty then.
     /// Attachments end with their pins.
     ///
@@ -152,6 +167,7 @@ fn sizes(name: &str) -> (usize, usize) {
         "TUNNELS" => (size_of::<TunnelKey>(), INDEX),
         "ENDPOINTS" => (ADDRESS, size_of::<Endpoint>()),
         "PEERS" => (ADDRESS, size_of::<Peer>()),
+        "PUBLISHED" => (size_of::<PublishedKey>(), size_of::<Published>()),
         "SERVICES" => (ADDRESS, size_of::<Service>()),
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),

@@ -3,7 +3,8 @@
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Service, TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, Service,
+    TunnelKey,
 };
 
 use super::DataplaneError;
@@ -24,6 +25,7 @@ pub struct Tables {
     pub backends: HashMap<MapData, BackendKey, u32>,
     pub cursors: Array<MapData, u64>,
     pub local_addresses: HashMap<MapData, Address, u32>,
+    pub published: HashMap<MapData, PublishedKey, Published>,
     pub counters: PerCpuArray<MapData, Counter>,
 }
 
@@ -42,6 +44,7 @@ impl Tables {
             backends: take(programs, "BACKENDS")?,
             cursors: take(programs, "CURSORS")?,
             local_addresses: take(programs, "LOCAL_ADDRESSES")?,
+            published: take(programs, "PUBLISHED")?,
             counters: take(programs, "COUNTERS")?,
         })
     }

@@ -51,6 +51,7 @@ fn verify_below(folder: &super::Pins) -> Result<Report, DataplaneError> {
     let globals = Globals {
         oak0_interface: 1,
         tunnel_port: dataplane_ebpf::address::TUNNEL_PORT,
+        host_address: std::net::Ipv4Addr::LOCALHOST,
     };
     let (mut programs, _tables) = load(globals, &pins)?;
     let mut report = Report {

@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use dataplane_ebpf::tables::{Endpoint, Instance, Place, THIS_NODE, capacity, instance_flags};
+use dataplane_ebpf::tables::{
+    Endpoint, Instance, Place, THIS_NODE, capacity, endpoint_flags, instance_flags,
+};
 
 use super::nodes::NodeKey;
 use super::{Directory, KnownInstance, removed, written};
@@ -36,6 +38,8 @@ pub struct LocalEndpoint {
     pub mac: [u8; 6],
     /// One of [`dataplane_ebpf::tables::delivery`].
     pub delivery: u8,
+    /// Whether it has published ports.
+    pub publishes: bool,
 }
 
 impl Directory {
@@ -60,7 +64,11 @@ impl Directory {
             application: endpoint.application,
             mac: endpoint.mac,
             delivery: endpoint.delivery,
-            zero: 0,
+            flags: if endpoint.publishes {
+                endpoint_flags::PUBLISHES
+            } else {
+                0
+            },
         };
         let result = self
             .tables

@@ -9,6 +9,7 @@ mod adopt;
 mod indexes;
 mod instances;
 mod nodes;
+mod published;
 mod services;
 
 use std::collections::HashMap;

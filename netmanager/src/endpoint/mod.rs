@@ -5,6 +5,8 @@
 //! can be undone, and a failure at any of them leaves everything as it was.
 
 pub mod addresses;
+mod handover;
+mod host_end;
 pub mod name;
 mod namespace;
 mod step;
@@ -14,6 +16,7 @@ mod veth;
 use std::io;
 use std::net::Ipv4Addr;
 
+pub use handover::{HandOverOptions, HandedOver, container_mac, hand_over, waiting_name};
 pub use namespace::Namespace;
 pub use step::{Fault, Injected, Step, UnknownStep};
 pub use undo::Undo;

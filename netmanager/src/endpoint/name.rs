@@ -3,7 +3,11 @@
 
 use std::net::Ipv4Addr;
 
+use dataplane_ebpf::address::GATEWAY_MAC;
+
 const PREFIX: &str = "oak";
+/// What names of container's ends begin with that wait to be moved; never a host's end.
+const WAITING: &str = "oac";
 /// Longest alias that the kernel takes, in bytes.
 const LONGEST_ALIAS: usize = 255;
 
@@ -25,6 +29,17 @@ pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
 /// Name of the host's end: `oak`, four digits that stand for the node, eight that are the namespace address.
 pub fn host_link(node_id: &str, address: Ipv4Addr) -> String {
     format!("{PREFIX}{:04x}{:08x}", node_digits(node_id), address.to_bits())
+}
+
+/// The names of all links that [`host_link`] makes for this node, and of some that it does not, as iptables takes
+/// names that begin alike.
+pub fn host_links(node_id: &str) -> String {
+    format!("{PREFIX}{:04x}+", node_digits(node_id))
+}
+
+/// Name of a container's end as long as nobody has moved it into the container; the same digits as the host's end has.
+pub(crate) fn waiting_link(node_id: &str, address: Ipv4Addr) -> String {
+    format!("{WAITING}{:04x}{:08x}", node_digits(node_id), address.to_bits())
 }
 
 /// Whether a link of this name is the host's end of an endpoint, of any node.
@@ -61,12 +76,17 @@ pub(crate) enum End {
     Container,
 }
 
-/// A locally administered unicast address.
+/// A locally administered unicast address: the gateway's for every host's end, one of its own for a container's.
 pub(crate) fn mac(node_id: &str, address: Ipv4Addr, end: End) -> [u8; 6] {
-    let [_, _, bytes @ ..] = hash(&[node_id.as_bytes(), &address.octets(), &[end as u8]]).to_be_bytes();
-    let mut mac: [u8; 6] = bytes;
-    mac[0] = mac[0] & !0x01 | 0x02;
-    mac
+    match end {
+        End::Host => GATEWAY_MAC,
+        End::Container => {
+            let [_, _, bytes @ ..] = hash(&[node_id.as_bytes(), &address.octets(), &[1]]).to_be_bytes();
+            let mut mac: [u8; 6] = bytes;
+            mac[0] = mac[0] & !0x01 | 0x02;
+            mac
+        }
+    }
 }
 
 /// The alias of the host's end: whose it is, and what is behind it.
@@ -99,6 +119,8 @@ mod tests {
         assert_eq!(address_in(&name, "node-a"), Some(ADDRESS));
         assert_eq!(address_in(&name, "node-b"), None);
         assert!(is_host_link(&name));
+        let waiting = waiting_link("node-a", ADDRESS);
+        assert_eq!((waiting.len(), is_host_link(&waiting)), (15, false));
         for foreign in [
             "oak0",
             "oakley",

@@ -37,6 +37,35 @@ impl Namespace {
         Self::open(PathBuf::from("/proc/thread-self/ns/net"))
     }
 
+    /// The namespace that most threads of a process are in: its own, of which single threads may leave for a moment, as
+    /// those of Docker's daemon do.
+    ///
+    /// # Errors
+    /// There is no such process (`ENOENT`).
+    pub fn of_most_threads(pid: u32) -> Result<Self> {
+        let tasks = PathBuf::from(format!("/proc/{pid}/task"));
+        let failed = |source| Error::Namespace {
+            operation: "look for threads in",
+            name: tasks.display().to_string(),
+            source,
+        };
+        let mut found: Vec<(Self, (u64, u64), usize)> = Vec::new();
+        for task in std::fs::read_dir(&tasks).map_err(failed)? {
+            // A thread that ends while it is looked at is none.
+            let Ok(namespace) = Self::open(task.map_err(failed)?.path().join("ns/net")) else {
+                continue;
+            };
+            let identity = namespace.identity()?;
+            match found.iter_mut().find(|(_, known, _)| *known == identity) {
+                Some((_, _, threads)) => *threads += 1,
+                None => found.push((namespace, identity, 1)),
+            }
+        }
+        let most = found.into_iter().max_by_key(|(_, _, threads)| *threads);
+        most.map(|(namespace, _, _)| namespace)
+            .ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))
+    }
+
     fn open(path: PathBuf) -> Result<Self> {
         let name = path.display().to_string();
         match File::open(path) {

@@ -5,14 +5,14 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use dataplane_ebpf::address::GATEWAY;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth};
-use rtnetlink::{LinkUnspec, LinkVeth};
+use rtnetlink::LinkUnspec;
 
+use super::host_end::{HostEnd, delete_pair};
 use super::name::{self, End};
 use super::{Error, Fault, Namespace, Result, Step, Undo};
 use crate::host::changes::Changes;
 use crate::host::netlink::{InterfaceAddress, Link};
-use crate::host::{self, Errors, Netlink, Route, RouteTarget, sysctl};
+use crate::host::{self, Errors, Netlink, Route, RouteTarget};
 
 /// What is to be attached, and how.
 #[derive(Clone, Debug)]
@@ -54,6 +54,8 @@ pub struct Found {
     pub address: Ipv4Addr,
     /// What is behind it; none when the process ended before it noted that, so that nothing can be.
     pub endpoint: Option<String>,
+    /// What the kernel calls the namespace of the container's end; none for this one.
+    pub peer_namespace: Option<i32>,
 }
 
 /// Attaches a container. What was done is noted in `undo`, which the caller rolls back when this fails, or
@@ -79,13 +81,13 @@ pub async fn attach_guarded(
 ) -> Result<Attached> {
     let attachment = Attachment::prepare(netlink, options).await?;
     let (host, container) = attachment.pair(undo).await?;
-    attachment.name_host(&host).await?;
+    attachment.host.name_owner(&host).await?;
     attachment.check(Step::AttachProgram)?;
     guard(host.index, &host.name).map_err(Error::Guard)?;
-    attachment.set_up_host(&host).await?;
+    attachment.host.set_up(&host).await?;
     attachment.set_up_loopback(undo).await?;
     attachment.set_up_container(&container).await?;
-    attachment.add_host_route(&host).await?;
+    attachment.host.add_route(&host).await?;
     wait_until_operational(netlink, &host).await?;
     Ok(Attached {
         host_interface: host.index,
@@ -141,6 +143,7 @@ pub async fn list(netlink: &Netlink, node_id: &str) -> Result<Vec<Found>> {
             name: link.name,
             address,
             endpoint,
+            peer_namespace: link.peer_namespace,
         })
     };
     Ok(netlink.links().await?.into_iter().filter_map(found).collect())
@@ -170,14 +173,6 @@ async fn wait_until_operational(netlink: &Netlink, host: &Link) -> Result<()> {
     }
 }
 
-async fn delete_pair(netlink: &Netlink, name: &str) -> host::Result<()> {
-    match netlink.link_by_name(name).await? {
-        Some(link) if link.veth => netlink.delete_link(name, link.index).await.map(drop),
-        Some(_) => Err(host::Error::ForeignLink(name.to_owned())),
-        None => Ok(()),
-    }
-}
-
 /// Sets it down, with only the addresses it had before.
 async fn set_loopback_down(inside: &Netlink, index: u32, before: &[InterfaceAddress]) -> host::Result<()> {
     inside.set_link_up(LOOPBACK, index, false).await?;
@@ -199,13 +194,10 @@ const OPERATIONAL: Duration = Duration::from_secs(2);
 /// are noted.
 struct Attachment<'a> {
     options: &'a AttachOptions,
-    /// The host's.
-    netlink: &'a Netlink,
+    host: HostEnd<'a>,
     namespace: Namespace,
     /// The container's.
     inside: Netlink,
-    host_name: String,
-    alias: String,
 }
 
 impl<'a> Attachment<'a> {
@@ -215,28 +207,23 @@ impl<'a> Attachment<'a> {
             endpoint,
             pid,
             address,
+            mtu,
             fault,
-            ..
         } = options;
-        let alias = name::alias(node_id, endpoint).ok_or_else(|| Error::Alias {
-            node_id: node_id.clone(),
-            endpoint: endpoint.clone(),
-        })?;
+        let host = HostEnd::new(netlink, (node_id, endpoint), *address, *mtu, *fault)?;
         fault.check(Step::OpenNamespace)?;
         let namespace = own_namespace(*pid)?;
         let inside = namespace.netlink().await?;
         Ok(Self {
             options,
-            netlink,
+            host,
             namespace,
             inside,
-            host_name: name::host_link(node_id, *address),
-            alias,
         })
     }
 
     fn check(&self, step: Step) -> Result<()> {
-        Ok(self.options.fault.check(step)?)
+        self.host.check(step)
     }
 
     fn mac(&self, end: End) -> [u8; 6] {
@@ -246,24 +233,20 @@ impl<'a> Attachment<'a> {
     /// The pair, as it is or anew: the host's end and the container's.
     async fn pair(&self, undo: &mut Undo) -> Result<(Link, Link)> {
         self.check(Step::CreateLink)?;
-        if let Some(host) = self.netlink.link_by_name(&self.host_name).await? {
-            if let Some(alias) = host.alias.clone().filter(|alias| *alias != self.alias) {
-                let (address, link) = (self.options.address, host.name);
-                return Err(Error::InUse { address, link, alias });
-            }
+        if let Some(host) = self.host.existing().await? {
             if let Some(container) = self.other_end(&host).await? {
                 return Ok((host, container));
             }
             // The same endpoint in a namespace that is on its way out, or a link that was never finished.
             tracing::info!(link = host.name, "replacing a link that leads elsewhere");
-            delete_pair(self.netlink, &self.host_name).await?;
+            self.host.delete().await?;
         }
         self.create_pair(undo).await
     }
 
     /// The container's end of a link that exists, if it is in this namespace and as it should be.
     async fn other_end(&self, host: &Link) -> Result<Option<Link>> {
-        let Some(index) = host.peer.filter(|_| host.veth && host.peer_elsewhere) else {
+        let Some(index) = host.peer.filter(|_| host.veth && host.peer_namespace.is_some()) else {
             return Ok(None);
         };
         let container = self.inside.link_by_index(index).await?;
@@ -282,20 +265,8 @@ impl<'a> Attachment<'a> {
             .address(self.mac(End::Container).to_vec())
             .setns_by_fd(self.namespace.as_raw_fd())
             .build();
-        let host = LinkVeth::new(&self.host_name, &inside_name)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(container)))
-            .mtu(self.options.mtu)
-            .address(self.mac(End::Host).to_vec())
-            .build();
-        // Before it is done: a caller that is cancelled while the kernel works has to undo it as well.
-        let (netlink, name) = (self.netlink.clone(), self.host_name.clone());
-        undo.push(format!("delete link {name}"), move || async move {
-            delete_pair(&netlink, &name).await
-        });
-        self.netlink.add_link(&self.host_name, host).await?;
-        let host = self.netlink.link_by_name(&self.host_name).await?;
+        let host = self.host.create(&inside_name, container, undo).await?;
         let container = self.inside.link_by_name(&inside_name).await?;
-        let host = host.ok_or_else(|| Error::Vanished(self.host_name.clone()))?;
         let container = container.ok_or(Error::Vanished(inside_name))?;
         Ok((host, container))
     }
@@ -310,28 +281,6 @@ impl<'a> Attachment<'a> {
         names
             .next()
             .ok_or_else(|| Error::Vanished("a free name".to_owned()))
-    }
-
-    async fn name_host(&self, host: &Link) -> Result<()> {
-        self.check(Step::SetAlias)?;
-        let alias = LinkUnspec::new_with_index(host.index).alias(&self.alias).build();
-        self.netlink
-            .set_link("note the owner of", &host.name, alias)
-            .await?;
-        self.check(Step::DisableIpv6)?;
-        // Before it is up, else it has a link-local address and says so. No IPv6 at all is as good.
-        sysctl::write_if_different(&format!("net/ipv6/conf/{}/disable_ipv6", host.name), "1")?;
-        Ok(())
-    }
-
-    async fn set_up_host(&self, host: &Link) -> Result<()> {
-        self.check(Step::SetHostLinkUp)?;
-        let up = LinkUnspec::new_with_index(host.index)
-            .mtu(self.options.mtu)
-            .up()
-            .build();
-        self.netlink.set_link("set up", &host.name, up).await?;
-        Ok(())
     }
 
     /// Docker and others have it up; a bare namespace has not.
@@ -392,21 +341,6 @@ impl<'a> Attachment<'a> {
             target,
         };
         self.inside.ensure_route(&default).await?;
-        Ok(())
-    }
-
-    /// The way back for what is masqueraded, and for the host itself.
-    async fn add_host_route(&self, host: &Link) -> Result<()> {
-        self.check(Step::AddHostRoute)?;
-        let target = RouteTarget::Link {
-            interface: host.index,
-        };
-        let route = Route {
-            destination: self.options.address,
-            prefix_length: 32,
-            target,
-        };
-        self.netlink.ensure_route(&route).await?;
         Ok(())
     }
 }

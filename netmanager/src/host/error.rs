@@ -27,6 +27,13 @@ pub enum Error {
         object: String,
         message: String,
     },
+    /// `iptables` refused a command.
+    #[error("{program}: {operation}: {message}")]
+    Iptables {
+        program: &'static str,
+        operation: String,
+        message: String,
+    },
     /// `nft` answered something that is no JSON of the expected form.
     #[error("nft: answer about {object}: {source}")]
     NftAnswer {

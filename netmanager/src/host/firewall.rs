@@ -10,7 +10,8 @@
 //!                                               or to @tunnel_ports                -> counted, dropped
 //!   chain overlay_forwarded forward, mangle:    to the overlay, no reply           -> counted, dropped
 //!   chain overlay_received  input, mangle:      to the overlay, not through oak0   -> counted, dropped
-//!   chain to_world          postrouting, srcnat: from the node's subnets to outside the overlay -> masqueraded
+//!   chain to_world          postrouting, srcnat: from the node's subnets to outside the overlay -> masqueraded,
+//!                                               from a published port's number -> under another one
 //! ```
 //!
 //! The guard sits after routing, so that one rule sees what processes of the host send and what the host
@@ -33,10 +34,11 @@ use nftables::schema::{
 use nftables::schema::{SetTypeValue, SetTypeValue::Concatenated};
 use nftables::stmt::Statement;
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+use protocol::ports::TransportProtocol;
 
 use super::Result;
 
-mod nft;
+pub(super) mod nft;
 mod rules;
 
 /// Name of the counter of what was dropped on its way to a tunnel port.
@@ -97,6 +99,8 @@ pub struct FirewallOptions {
     pub listen_port: u16,
     /// Where tunnels listen: every known peer's, and this node's own.
     pub tunnels: BTreeSet<SocketAddrV4>,
+    /// Published ports, which nothing that is masqueraded is sent from.
+    pub published: BTreeSet<(TransportProtocol, u16)>,
 }
 
 /// A counter of the table.
@@ -134,6 +138,14 @@ pub async fn apply(options: &FirewallOptions) -> Result<()> {
     batch.add(owner.rule(&FORWARDED, rules::refuse_forwarded()));
     batch.add(owner.rule(&RECEIVED, rules::refuse_received()));
     if !options.subnets.is_empty() {
+        for protocol in [TransportProtocol::Tcp, TransportProtocol::Udp] {
+            let from = options.published.iter().filter(|(other, _)| *other == protocol);
+            let from: BTreeSet<u16> = from.map(|(_, port)| *port).collect();
+            if !from.is_empty() {
+                let rule = rules::masquerade_ports(&options.subnets, protocol, &from);
+                batch.add(owner.rule(&TO_WORLD, rule));
+            }
+        }
         batch.add(owner.rule(&TO_WORLD, rules::masquerade(&options.subnets)));
     }
     nft::apply("set up", &owner.name, batch).await

@@ -1,4 +1,5 @@
-//! What NetManager keeps on its host: the tap `oak0`, routes, sysctls, the firewall table, and what it knows
+//! What NetManager keeps on its host: the tap `oak0`, routes, sysctls, the firewall table, its rules in Docker's
+//! chain, and what it knows
 //! about the interfaces that lead to peers.
 //!
 //! Everything here acts in the network namespace of the calling thread, is reconciled from what should be
@@ -6,13 +7,17 @@
 //! [`ROUTE_PROTOCOL`], the tap [`oak0::NAME`], the table of the own node id.
 
 pub mod changes;
+pub mod docker_user;
 mod error;
 pub mod firewall;
 pub mod netlink;
 pub mod oak0;
 pub mod offload;
 pub mod overlap;
+pub mod ports;
+pub mod reserved_ports;
 mod route;
+pub mod ruleset;
 pub mod sysctl;
 mod tap;
 pub mod uplink;

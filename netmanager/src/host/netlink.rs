@@ -50,8 +50,8 @@ pub struct Link {
     pub veth: bool,
     /// Index of the other end, in the namespace of the other end.
     pub peer: Option<u32>,
-    /// Whether the other end is in another namespace.
-    pub peer_elsewhere: bool,
+    /// What the kernel calls the namespace of the other end; none for the same namespace.
+    pub peer_namespace: Option<i32>,
 }
 
 /// An IPv4 address on an interface.
@@ -349,7 +349,7 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
         loopback: flags.contains(LinkFlags::Loopback),
         veth: false,
         peer: None,
-        peer_elsewhere: false,
+        peer_namespace: None,
     };
     for attribute in message.attributes {
         if let LinkAttribute::IfName(name) = attribute {
@@ -362,8 +362,8 @@ fn link_of(message: RouteNetlinkMessage) -> Option<Link> {
             link.mtu = mtu;
         } else if let LinkAttribute::Link(peer) = attribute {
             link.peer = Some(peer);
-        } else if let LinkAttribute::LinkNetNsId(_) = attribute {
-            link.peer_elsewhere = true;
+        } else if let LinkAttribute::LinkNetNsId(namespace) = attribute {
+            link.peer_namespace = Some(namespace);
         } else if let LinkAttribute::OperState(state) = attribute {
             link.operational = state == State::Up;
         } else if let LinkAttribute::LinkInfo(info) = attribute {

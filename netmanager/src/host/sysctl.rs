@@ -11,8 +11,13 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Errors, Result};
 
 /// What the overlay needs to be set, and to what. Routing is needed for what containers send to the world;
-/// reverse-path filters may stay as they are.
-pub const REQUIRED: &[(&str, &str)] = &[("net.ipv4.ip_forward", "1")];
+/// reverse-path filters may stay as they are. Answers from published ports to the node's own processes come in by
+/// `lo` with addresses of the node on both sides, and those from 127.0.0.1 with that.
+pub const REQUIRED: &[(&str, &str)] = &[
+    ("net.ipv4.ip_forward", "1"),
+    ("net.ipv4.conf.lo.accept_local", "1"),
+    ("net.ipv4.conf.lo.route_localnet", "1"),
+];
 
 /// The values that were there before. The caller keeps it in the state file, so that a later process can
 /// restore what an earlier one has changed.

@@ -6,22 +6,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dataplane_ebpf::tables::delivery;
 use protocol::network::ServiceName;
+use protocol::ports::{PortMappings, TransportProtocol};
 use tokio::sync::OwnedMutexGuard;
 
+use super::docker::{self, DockerPlace};
 use super::{Kept, Node, lock};
 use crate::dataplane::{DataplaneError, Program};
 use crate::directory::LocalEndpoint;
 use crate::endpoint::addresses::{Exhausted, NamespaceAddresses};
-use crate::endpoint::{self, AttachOptions, Injected, Step, Undo};
+use crate::endpoint::{self, AttachOptions, HandOverOptions, Injected, Step, Undo};
 use crate::host::Errors;
 use crate::resolver::{Deployed, ResolveError};
-use crate::state::{AttachedState, EndpointState, StateError, endpoint_key};
+use crate::state::{AttachedState, EndpointState, HandedOverState, State, StateError, endpoint_key};
 
 /// What is to be attached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Deploy {
-    /// A process in the network namespace that is to be attached.
-    pub pid: u32,
+    pub place: Place,
     pub service: ServiceName,
     pub number: u32,
     /// The instance's own address; the cluster is asked where it is not given.
@@ -30,6 +31,17 @@ pub struct Deploy {
     pub incarnation: Option<u64>,
     /// Zero when unknown.
     pub application: u32,
+    /// Ports of the node that lead to it.
+    pub ports: PortMappings,
+}
+
+/// Where the endpoint is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// In the network namespace of this process.
+    Process(u32),
+    /// Where Docker will move it.
+    Docker(DockerPlace),
 }
 
 /// Why an endpoint could not be attached or detached.
@@ -43,8 +55,20 @@ pub enum AttachError {
         number: u32,
         reason: String,
     },
+    #[error(
+        "endpoint {0} is not known here: another container of the same instance has taken its place, or it was given up"
+    )]
+    NotNoted(String),
     #[error("{address} is the instance address of {holder} on this node already")]
     AddressTaken { address: Ipv4Addr, holder: String },
+    #[error("port {port}/{protocol} of this node belongs to {holder} already")]
+    PortTaken {
+        port: u16,
+        protocol: TransportProtocol,
+        holder: String,
+    },
+    #[error("keeping published ports free: {0:#}")]
+    Ports(#[source] anyhow::Error),
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
     #[error(transparent)]
@@ -67,25 +91,24 @@ impl Node {
     /// # Errors
     /// When an address is missing or taken, the process is gone, or the kernel refuses.
     pub async fn attach(self: Arc<Self>, deploy: Deploy) -> Result<NamespaceAddresses, AttachError> {
-        let instance_address = self.instance_address(&deploy).await?;
+        let instance_address = self
+            .instance_address(&deploy.service, deploy.number, deploy.instance_address)
+            .await?;
         let mut kept = self.kept.clone().lock_owned().await;
         let key = endpoint_key(deploy.service.as_str(), deploy.number);
-        let taken = kept
-            .state
-            .endpoints
-            .iter()
-            .find(|(other, endpoint)| **other != key && endpoint.instance_address == instance_address);
-        if let Some((holder, _)) = taken {
-            return Err(AttachError::AddressTaken {
-                address: instance_address,
-                holder: holder.clone(),
-            });
+        refuse_taken(&kept.state, &key, instance_address)?;
+        if let Place::Docker(place) = &deploy.place
+            && !kept.state.docker.contains_key(&place.endpoint)
+        {
+            return Err(AttachError::NotNoted(place.endpoint.clone()));
         }
+        self.check_ports(&kept, &key, &deploy.ports)?;
         let mut replaced = None;
         if let Some(existing) = kept.state.endpoints.get(&key).cloned() {
-            let same = existing.pid == deploy.pid
+            let same = deploy.place.is_of(&existing)
                 && existing.instance_address == instance_address
                 && existing.application == deploy.application
+                && existing.ports == deploy.ports
                 && deploy
                     .incarnation
                     .is_none_or(|incarnation| incarnation == existing.incarnation);
@@ -94,8 +117,15 @@ impl Node {
                 return Ok(NamespaceAddresses { v4, v6 });
             }
             // A process that cannot be attached does not cost the one that is.
-            endpoint::check_process(deploy.pid)?;
-            self.take_off(&mut kept, &key).await?;
+            if let Place::Process(pid) = deploy.place {
+                endpoint::check_process(pid)?;
+            }
+            let noted = if deploy.place.is_of(&existing) {
+                Noted::Stays
+            } else {
+                Noted::Struck
+            };
+            self.take_off(&mut kept, &key, noted).await?;
             replaced = Some(existing);
         }
 
@@ -110,10 +140,14 @@ impl Node {
             }
             Err(_) => {
                 if let Some(endpoint) = kept.state.endpoints.remove(&key) {
-                    release(&mut kept, endpoint.namespace_address);
+                    // What Docker was promised stays promised until Docker deletes its endpoint.
+                    if endpoint.docker.is_none() {
+                        release(&mut kept, endpoint.namespace_address);
+                    }
                     if let Err(error) = kept.save() {
                         tracing::error!(%error, "cannot note that an endpoint was not attached");
                     }
+                    self.settle_fewer_ports(&mut kept).await;
                 }
                 drop(kept);
                 if let Some(replaced) = replaced {
@@ -130,15 +164,25 @@ impl Node {
     /// # Errors
     /// When the kernel refuses to let something go.
     pub async fn detach(self: Arc<Self>, service: &str, number: u32) -> Result<(), AttachError> {
+        self.detach_if(&endpoint_key(service, number), |_| true).await
+    }
+
+    async fn detach_if(
+        &self,
+        key: &str,
+        condition: impl FnOnce(&EndpointState) -> bool + Send,
+    ) -> Result<(), AttachError> {
         let mut kept = self.kept.clone().lock_owned().await;
-        let key = endpoint_key(service, number);
-        let Some(endpoint) = kept.state.endpoints.get(&key).cloned() else {
+        let Some(endpoint) = kept.state.endpoints.get(key).cloned() else {
             return Ok(());
         };
-        self.take_off(&mut kept, &key).await?;
+        if !condition(&endpoint) {
+            return Ok(());
+        }
+        self.take_off(&mut kept, key, Noted::Struck).await?;
         drop(kept);
         self.tell_undeployed(&endpoint).await;
-        self.renew(service);
+        self.renew(&endpoint.service);
         Ok(())
     }
 
@@ -153,6 +197,11 @@ impl Node {
             };
             kept.state.endpoints.values().filter(suspect).cloned().collect()
         };
+        self.drop_dead(suspects).await;
+    }
+
+    /// Takes those of the endpoints off whose links are gone, or have come back from their containers.
+    pub(super) async fn drop_dead(self: &Arc<Self>, suspects: Vec<EndpointState>) {
         for endpoint in suspects {
             if self.is_attached(&endpoint).await {
                 continue;
@@ -162,7 +211,9 @@ impl Node {
                 number = endpoint.number,
                 "the link of an endpoint is gone"
             );
-            if let Err(error) = self.clone().detach(&endpoint.service, endpoint.number).await {
+            // The container may have been started again by now, with another link.
+            let key = endpoint_key(&endpoint.service, endpoint.number);
+            if let Err(error) = self.detach_if(&key, |current| *current == endpoint).await {
                 tracing::error!(%error, service = endpoint.service, "cannot take an endpoint off");
             }
         }
@@ -176,17 +227,22 @@ impl Node {
         }
     }
 
-    async fn instance_address(&self, deploy: &Deploy) -> Result<Ipv4Addr, AttachError> {
-        if let Some(address) = deploy.instance_address {
+    /// The instance address that is given, or else the one that the cluster says.
+    pub(super) async fn instance_address(
+        &self,
+        service: &ServiceName,
+        number: u32,
+        given: Option<Ipv4Addr>,
+    ) -> Result<Ipv4Addr, AttachError> {
+        if let Some(address) = given {
             return Ok(address);
         }
-        let (service, number) = (deploy.service.clone(), deploy.number);
         let unknown = |reason: String| AttachError::NoInstanceAddress {
-            service,
+            service: service.clone(),
             number,
             reason,
         };
-        match self.resolver.resolve_name(deploy.service.as_str()).await {
+        match self.resolver.resolve_name(service.as_str()).await {
             Ok(Some(record)) => {
                 let found = record.instances.iter().find(|instance| instance.number == number);
                 found
@@ -209,31 +265,34 @@ impl Node {
         let service = deploy.service.to_string();
         let key = endpoint_key(&service, deploy.number);
         self.faults.attach.check(Step::AllocateAddress)?;
-        let addresses = kept.state.addresses.get_or_insert_default().allocate()?;
+        let (addresses, pid, docker) = match &deploy.place {
+            Place::Process(pid) => {
+                let addresses = kept.state.addresses.get_or_insert_default().allocate()?;
+                (addresses, Some(*pid), None)
+            }
+            Place::Docker(place) => (place.addresses, None, Some(place.endpoint.clone())),
+        };
         let incarnation = deploy.incarnation.unwrap_or_else(fresh_incarnation);
         let mut endpoint = EndpointState {
             service: service.clone(),
             number: deploy.number,
-            pid: deploy.pid,
+            pid,
+            docker,
             namespace_address: addresses.v4,
             namespace_address_v6: addresses.v6,
             instance_address,
             incarnation,
             application: deploy.application,
+            ports: deploy.ports.clone(),
             attached: None,
         };
-        // Noted before anything is made, so that a process that is killed here leaves nothing unknown behind.
+        // Noted before anything is made, so that a process that is killed here leaves nothing unknown behind. What Docker
+        // announced is noted already, and writing takes time that a container waits for.
         kept.state.endpoints.insert(key.clone(), endpoint.clone());
-        kept.save()?;
+        if endpoint.docker.is_none() {
+            kept.save()?;
+        }
 
-        let options = AttachOptions {
-            node_id: self.registration.node_id.clone(),
-            endpoint: format!("{service}.{}", deploy.number),
-            pid: deploy.pid,
-            address: addresses.v4,
-            mtu: u32::from(self.config.mtu),
-            fault: self.faults.attach,
-        };
         // Noted before the link is: undone, the link goes first and what guards it afterwards.
         let guarded = Arc::new(OnceLock::new());
         let (node, interface) = (self.clone(), guarded.clone());
@@ -246,21 +305,23 @@ impl Node {
             guarded.get_or_init(|| index);
             Ok(lock(&self.dataplane).attach(Program::FromEndpoint, name, index)?)
         };
-        let link = endpoint::attach_guarded(&self.netlink, &options, undo, guard).await?;
+        let attached = self.link(deploy, addresses.v4, undo, guard).await?;
 
         self.faults.attach.check(Step::FillTables)?;
+        self.settle_ports(kept).await.map_err(AttachError::Ports)?;
         let node = self.clone();
         undo.push("take the endpoint out of the tables", move || async move {
             node.directory().remove_endpoint(instance_address, addresses.v4)
         });
-        endpoint.attached = Some(AttachedState {
-            interface: link.host_interface,
-            interface_name: link.host_interface_name,
-            mac: link.mac,
-        });
+        endpoint.attached = Some(attached);
         if let Some(local) = local_endpoint(&endpoint) {
             self.directory().add_endpoint(&local)?;
         }
+        let (node, ports) = (self.clone(), endpoint.ports.clone());
+        undo.push("withdraw the published ports", move || async move {
+            node.directory().unpublish(&ports)
+        });
+        self.publish(&endpoint)?;
 
         self.faults.attach.check(Step::SaveState)?;
         kept.state.endpoints.insert(key, endpoint);
@@ -268,15 +329,69 @@ impl Node {
         Ok(addresses)
     }
 
+    /// Makes the link, which is whole or waits for Docker afterwards.
+    async fn link(
+        &self,
+        deploy: &Deploy,
+        address: Ipv4Addr,
+        undo: &mut Undo,
+        guard: impl FnOnce(u32, &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send,
+    ) -> Result<AttachedState, AttachError> {
+        let node_id = self.registration.node_id.clone();
+        let endpoint = format!("{}.{}", deploy.service, deploy.number);
+        let (mtu, fault) = (u32::from(self.config.mtu), self.faults.attach);
+        match &deploy.place {
+            Place::Process(pid) => {
+                let options = AttachOptions {
+                    node_id,
+                    endpoint,
+                    pid: *pid,
+                    address,
+                    mtu,
+                    fault,
+                };
+                let link = endpoint::attach_guarded(&self.netlink, &options, undo, guard).await?;
+                Ok(AttachedState {
+                    interface: link.host_interface,
+                    interface_name: link.host_interface_name,
+                    mac: link.mac,
+                    handed_over: None,
+                })
+            }
+            Place::Docker(place) => {
+                let options = HandOverOptions {
+                    node_id,
+                    endpoint,
+                    home: place.home.clone(),
+                    address,
+                    mac: place.mac,
+                    mtu,
+                    fault,
+                };
+                let link = endpoint::hand_over(&self.netlink, &options, undo, guard).await?;
+                Ok(AttachedState {
+                    interface: link.host_interface,
+                    interface_name: link.host_interface_name,
+                    mac: place.mac,
+                    handed_over: Some(HandedOverState {
+                        home: link.home,
+                        at: docker::seconds(),
+                    }),
+                })
+            }
+        }
+    }
+
     /// Every step of detaching: first nobody finds the endpoint, and nothing it sends has a source that is known; then
     /// its link goes, and last its address is free and it is struck out. Each step finds it done on the second try.
-    pub(super) async fn take_off(&self, kept: &mut Kept, key: &str) -> Result<(), AttachError> {
+    pub(super) async fn take_off(&self, kept: &mut Kept, key: &str, noted: Noted) -> Result<(), AttachError> {
         let Some(endpoint) = kept.state.endpoints.get(key).cloned() else {
             return Ok(());
         };
         self.faults.detach.check(Step::FillTables)?;
         {
             let mut directory = self.directory();
+            directory.unpublish(&endpoint.ports)?;
             directory.withdraw(endpoint.instance_address)?;
             directory.remove_endpoint(endpoint.instance_address, endpoint.namespace_address)?;
         }
@@ -294,18 +409,25 @@ impl Node {
         }
         self.faults.detach.check(Step::SaveState)?;
         kept.state.endpoints.remove(key);
-        release(kept, endpoint.namespace_address);
+        match (&endpoint.docker, noted) {
+            (None, _) => release(kept, endpoint.namespace_address),
+            (Some(id), Noted::Stays) => docker::wait_again(&mut kept.state, id),
+            (Some(id), Noted::Struck) => docker::strike_out(&mut kept.state, id),
+        }
         kept.save()?;
+        self.settle_fewer_ports(kept).await;
         Ok(())
     }
 
-    /// Whether the endpoint's link is the one that was made for it.
-    async fn is_attached(&self, endpoint: &EndpointState) -> bool {
+    /// Whether the endpoint's link is the one that was made for it, and has not come back from the container.
+    pub(super) async fn is_attached(&self, endpoint: &EndpointState) -> bool {
         let Some(attached) = &endpoint.attached else {
             return false;
         };
         match self.netlink.link_by_index(attached.interface).await {
-            Ok(link) => link.is_some_and(|link| link.name == attached.interface_name),
+            Ok(link) => link.is_some_and(|link| {
+                link.name == attached.interface_name && !docker::has_come_back(attached, link.peer_namespace)
+            }),
             Err(error) => {
                 // Not knowing is no reason to take a working endpoint off.
                 tracing::warn!(%error, interface = attached.interface_name, "cannot look at a link");
@@ -324,7 +446,7 @@ impl Node {
         }
     }
 
-    async fn tell_undeployed(&self, endpoint: &EndpointState) {
+    pub(super) async fn tell_undeployed(&self, endpoint: &EndpointState) {
         let Some(deployed) = self.deployed(endpoint) else {
             return;
         };
@@ -346,10 +468,41 @@ impl Node {
     }
 
     /// Lets the addresses of a service lead to its instances of this node as they are now.
-    fn renew(&self, service: &str) {
+    pub(super) fn renew(&self, service: &str) {
         if let Err(error) = self.renew_service(service) {
             tracing::error!(%error, service, "cannot enter a service again");
         }
+    }
+}
+
+impl Place {
+    /// Whether the endpoint is this one's.
+    fn is_of(&self, endpoint: &EndpointState) -> bool {
+        match self {
+            Self::Process(pid) => endpoint.pid == Some(*pid),
+            Self::Docker(place) => endpoint.docker.as_ref() == Some(&place.endpoint),
+        }
+    }
+}
+
+/// What becomes of the endpoint of Docker that is behind an endpoint which is taken off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// It is forgotten and its address free.
+    Struck,
+    /// It keeps its address, for Docker to join it again.
+    Stays,
+}
+
+/// Refuses an instance address that another endpoint of this node has.
+pub(super) fn refuse_taken(state: &State, key: &str, address: Ipv4Addr) -> Result<(), AttachError> {
+    let mut others = state.endpoints.iter().filter(|(other, _)| *other != key);
+    match others.find(|(_, endpoint)| endpoint.instance_address == address) {
+        Some((holder, _)) => Err(AttachError::AddressTaken {
+            address,
+            holder: holder.clone(),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -364,6 +517,7 @@ pub(super) fn local_endpoint(endpoint: &EndpointState) -> Option<LocalEndpoint> 
         interface: attached.interface,
         mac: attached.mac,
         delivery: delivery::PEER,
+        publishes: !endpoint.ports.is_empty(),
     })
 }
 
@@ -374,7 +528,7 @@ fn release(kept: &mut Kept, address: Ipv4Addr) {
 }
 
 /// A number that no earlier placement had: the time in ns since 1970.
-fn fresh_incarnation() -> u64 {
+pub(super) fn fresh_incarnation() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(1, |time| time.as_nanos() as u64)

@@ -1,7 +1,7 @@
 //! A registered node: everything that runs from registration on.
 //!
 //! ```text
-//!   containers ──/container/deploy──► attach ──► endpoint, directory, program
+//!   containers ──/container/deploy, Docker──► attach ──► endpoint, directory, program
 //!   oak0 ──────────first packets────► upcalls ──► resolver ──► records ──► directory ──► packets back to oak0
 //!   cluster ───────peers, changes───► records
 //!   kernel ────────links, routes────► upkeep ──► paths, uplinks, local addresses
@@ -11,9 +11,11 @@
 
 mod announced;
 mod attach;
+mod docker;
 mod ledger;
 mod names;
 mod paths;
+mod published;
 mod reconcile;
 mod records;
 mod restore;
@@ -24,10 +26,13 @@ mod upkeep;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
-use dataplane_ebpf::tables::delivery;
+use dataplane_ebpf::tables::{LOOPBACK, delivery};
+use protocol::ports::TransportProtocol;
+use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,9 +40,12 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::dataplane::{Dataplane, Globals, Pins, Program};
 use crate::directory::{Directory, LocalEndpoint};
+use crate::driver;
 use crate::endpoint::Fault;
 use crate::host::changes::Changes;
+use crate::host::docker_user::{self, DockerUserOptions};
 use crate::host::oak0::{self, Oak0, Oak0Options};
+use crate::host::ruleset::RulesetChanges;
 use crate::host::{Netlink, firewall};
 use crate::parking::Parking;
 use crate::resolver::{MqttSettings, Resolver, Update};
@@ -48,7 +56,8 @@ use ledger::Ledger;
 use paths::Hops;
 use upkeep::Round;
 
-pub use attach::{AttachError, Deploy};
+pub use attach::{AttachError, Deploy, Place};
+pub use docker::{DockerPlace, DockerWish};
 pub use restore::purge;
 pub(crate) use restore::remove_from_kernel;
 pub use status::{EndpointView, Status};
@@ -90,6 +99,8 @@ pub struct Node {
     announced: Mutex<Option<Ipv4Addr>>,
     /// The tunnels that the firewall guards.
     tunnels: Mutex<BTreeSet<SocketAddrV4>>,
+    /// The ports that the firewall and the kernel's own choice leave alone.
+    published: Mutex<BTreeSet<(TransportProtocol, u16)>>,
     /// When everything of the firewall was looked through last.
     firewall_applied: Mutex<Option<tokio::time::Instant>>,
     /// Interfaces whose offloads were set.
@@ -145,6 +156,7 @@ impl Node {
         } = start;
         let netlink = Netlink::open().context("opening a routing socket")?;
         let changes = Changes::open().context("subscribing to the kernel's changes")?;
+        let ruleset = RulesetChanges::open().context("subscribing to the firewall's changes")?;
         let host_address = host_address(&registration);
         let options = Oak0Options {
             address: host_address,
@@ -156,6 +168,7 @@ impl Node {
         let globals = Globals {
             oak0_interface: oak0.index(),
             tunnel_port: config.listen_port,
+            host_address,
         };
         let pins = Pins::of(&registration.node_id);
         let (mut dataplane, tables) = Dataplane::open(pins, globals).context("loading the data plane")?;
@@ -170,11 +183,13 @@ impl Node {
                 interface: oak0.index(),
                 mac: [0; 6],
                 delivery: delivery::HOST,
+                publishes: false,
             })?;
         }
         for program in [Program::FromOak0, Program::FromHost] {
             dataplane.attach(program, oak0::NAME, oak0.index())?;
         }
+        dataplane.attach(Program::FromLoopback, "lo", LOOPBACK)?;
         {
             let mut kept = kept.lock().await;
             // Noted before anything is changed: a process that is killed in between can be cleaned up after.
@@ -205,6 +220,7 @@ impl Node {
             local_addresses: Mutex::default(),
             announced: Mutex::default(),
             tunnels: Mutex::default(),
+            published: Mutex::default(),
             firewall_applied: Mutex::default(),
             tended: Mutex::default(),
             connection: Mutex::new((false, "connecting".to_owned())),
@@ -219,14 +235,19 @@ impl Node {
             .await
             .context("taking over the endpoints")?;
         node.apply_firewall().await.context("setting the firewall up")?;
+        node.open_docker().await;
         node.upkeep(&Round::first())
             .await
             .context("attaching to the uplinks")?;
+        lock(&node.dataplane)
+            .remove_other_layouts()
+            .context("removing what another version has left")?;
 
         node.spawn(|node| node.serve_upcalls());
         node.spawn(|node| node.serve_updates(updates));
         node.spawn(|node| node.serve_names());
         node.spawn(|node| node.serve_changes(changes));
+        node.spawn(|node| node.serve_ruleset(ruleset));
         node.spawn(|node| node.serve_strangers(strangers));
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)
@@ -253,6 +274,18 @@ impl Node {
         });
     }
 
+    /// Answers Docker at this socket until the node stops, and removes it then.
+    pub(crate) fn serve_docker(self: &Arc<Self>, listener: UnixListener, socket: PathBuf) {
+        let (node, stop) = (self.clone(), self.stop.clone());
+        // Not cut off like other tasks: what has begun is finished.
+        self.tasks.spawn(async move {
+            if let Err(error) = driver::serve(node, listener, stop).await {
+                tracing::error!(%error, "Docker is not answered any more");
+            }
+            driver::remove(&socket);
+        });
+    }
+
     async fn apply_firewall(&self) -> anyhow::Result<()> {
         let tunnels = self.wanted_tunnels();
         let options = firewall::FirewallOptions {
@@ -260,10 +293,27 @@ impl Node {
             subnets: vec![ipnetwork::Ipv4Network::new(self.registration.subnet, 26)?],
             listen_port: self.config.listen_port,
             tunnels: tunnels.clone(),
+            published: lock(&self.published).clone(),
         };
         firewall::apply(&options).await?;
         *lock(&self.tunnels) = tunnels;
         Ok(())
+    }
+
+    /// Lets what containers exchange with the world past Docker, where Docker forwards nothing by itself. Without it
+    /// only that is missing, so a failure is told and does no further harm.
+    async fn open_docker(&self) {
+        let subnet = ipnetwork::Ipv4Network::new(self.registration.subnet, 26);
+        let Ok(subnet) = subnet else { return };
+        let options = DockerUserOptions {
+            node_id: self.registration.node_id.clone(),
+            subnets: vec![subnet],
+        };
+        match docker_user::apply(&options).await {
+            Ok(true) => tracing::info!("let containers past Docker's firewall"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "Docker's firewall may keep containers from the world"),
+        }
     }
 
     /// The tunnels of all peers, and this node's own: nobody on this machine speaks to any of them.

@@ -22,6 +22,7 @@ impl Node {
         }
         let mut kept = self.kept.lock().await;
         self.restore_endpoint_routes(&kept).await;
+        self.settle_fewer_ports(&mut kept).await;
         let before = kept.state.sysctls.clone();
         if let Err(error) = kept.state.sysctls.set_required() {
             tracing::error!(%error, "a setting is not what the overlay needs");

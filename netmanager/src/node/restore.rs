@@ -1,14 +1,15 @@
 //! What a process finds when it starts, and what is left when a node is given up.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::attach::local_endpoint;
-use super::{Node, host_address, lock};
+use super::attach::{Noted, local_endpoint};
+use super::{Node, docker, host_address, lock};
 use crate::dataplane::{PINS, Pins, Program};
 use crate::endpoint;
-use crate::host::{self, Errors, Netlink, firewall, oak0, offload};
+use crate::host::{self, Errors, Netlink, docker_user, firewall, oak0, offload, reserved_ports};
 use crate::state::{EndpointState, State, Store};
 
 impl Node {
@@ -27,16 +28,23 @@ impl Node {
                 continue;
             };
             let whole = endpoint.attached.as_ref().is_some_and(|attached| {
-                links
-                    .iter()
-                    .any(|link| link.interface == attached.interface && link.name == attached.interface_name)
+                let found = links.iter().find(|link| link.interface == attached.interface);
+                found.is_some_and(|link| {
+                    link.name == attached.interface_name
+                        && !docker::has_come_back(attached, link.peer_namespace)
+                })
             });
             let outcome = if whole {
                 self.restore(&endpoint)
                     .with_context(|| format!("taking over {key}"))
             } else {
                 tracing::info!(endpoint = key, "not whole: removed");
-                self.take_off(&mut kept, &key)
+                // Docker asks once more for what it has had no answer for; a container that is gone it has forgotten.
+                let noted = match endpoint.attached {
+                    None => Noted::Stays,
+                    Some(_) => Noted::Struck,
+                };
+                self.take_off(&mut kept, &key, noted)
                     .await
                     .with_context(|| format!("removing {key}"))
             };
@@ -58,6 +66,8 @@ impl Node {
                 tracing::error!(%error, interface = link.name, "cannot remove a link");
             }
         }
+        self.forget_ports_of_nobody(&kept)?;
+        self.settle_fewer_ports(&mut kept).await;
         let host = host_address(&self.registration);
         let local = self.directory().local_instances();
         for (address, namespace_address) in local {
@@ -91,6 +101,7 @@ impl Node {
             return Ok(());
         };
         self.directory().add_endpoint(&local)?;
+        self.publish(endpoint)?;
         lock(&self.dataplane).attach(
             Program::FromEndpoint,
             &attached.interface_name,
@@ -142,8 +153,19 @@ pub(crate) async fn remove_from_kernel(state: &mut State) -> anyhow::Result<()> 
         if let Err(error) = firewall::remove(node_id).await {
             collect("firewall", error.to_string());
         }
+        if let Err(error) = docker_user::remove(node_id).await {
+            collect("Docker's firewall", error.to_string());
+        }
         if let Err(error) = oak0::remove_leftover(&netlink).await {
             collect(oak0::NAME, error.to_string());
+        }
+    }
+    if let Some(socket) = &state.docker_socket {
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                collect(&socket.display().to_string(), error.to_string());
+            }
+            _ => state.docker_socket = None,
         }
     }
     restore_settings(state, &mut collect);
@@ -156,6 +178,10 @@ pub(crate) async fn remove_from_kernel(state: &mut State) -> anyhow::Result<()> 
 fn restore_settings(state: &mut State, collect: &mut impl FnMut(&str, String)) {
     if let Err::<(), Errors>(errors) = state.sysctls.restore() {
         collect("settings", errors.to_string());
+    }
+    match release_ports(&state.reserved_ports) {
+        Ok(()) => state.reserved_ports.clear(),
+        Err(error) => collect("reserved ports", error.to_string()),
     }
     state.offloads.retain(|interface| {
         match offload::set_feature(interface, offload::UDP_SEGMENTATION, true) {
@@ -170,4 +196,17 @@ fn restore_settings(state: &mut State, collect: &mut impl FnMut(&str, String)) {
             }
         }
     });
+}
+
+/// Lets go of ports that were reserved here, and of no others.
+fn release_ports(own: &BTreeSet<u16>) -> host::Result<()> {
+    if own.is_empty() {
+        return Ok(());
+    }
+    let present = reserved_ports::read()?;
+    let rest: BTreeSet<u16> = present.difference(own).copied().collect();
+    if rest == present {
+        return Ok(());
+    }
+    reserved_ports::write(&rest)
 }

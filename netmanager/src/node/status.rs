@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use dataplane_ebpf::tables::LAYOUT;
+use protocol::ports::PortMappings;
 use serde::{Deserialize, Serialize};
 
 use super::{Node, host_address, lock};
@@ -52,8 +53,15 @@ pub struct EndpointView {
     pub namespace_address: Ipv4Addr,
     pub instance_address: Ipv4Addr,
     pub incarnation: u64,
-    pub pid: u32,
+    /// The process that was attached; none where Docker asked for it.
+    pub pid: Option<u32>,
+    /// The endpoint of Docker, where Docker asked for it.
+    #[serde(default)]
+    pub docker_endpoint: Option<String>,
     pub interface: String,
+    /// Ports of the node that lead to it, `host:container/protocol` separated by `;`.
+    #[serde(default)]
+    pub ports: PortMappings,
 }
 
 impl Node {
@@ -100,10 +108,12 @@ impl Node {
             instance_address: endpoint.instance_address,
             incarnation: endpoint.incarnation,
             pid: endpoint.pid,
+            docker_endpoint: endpoint.docker.clone(),
             interface: endpoint
                 .attached
                 .as_ref()
                 .map_or_else(String::new, |attached| attached.interface_name.clone()),
+            ports: endpoint.ports.clone(),
         };
         kept.state.endpoints.values().map(view).collect()
     }

@@ -11,7 +11,8 @@ use super::paths::{self, Confirm, Hop};
 use super::{Node, lock};
 use crate::dataplane::Program;
 use crate::host::changes::{Change, Changes};
-use crate::host::{offload, uplink};
+use crate::host::ruleset::RulesetChanges;
+use crate::host::{docker_user, offload, uplink};
 
 /// Changes come in bursts; one round follows a whole burst, as soon as there is none for so long, and after a while
 /// even if there is.
@@ -19,6 +20,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 const SETTLED_WITHIN: Duration = Duration::from_millis(200);
 /// How long to wait before the stream of changes is opened again, when the kernel refused it.
 const REOPEN: Duration = Duration::from_secs(1);
+
+/// How often the rules of others are looked through at most.
+const RULES_EVERY: Duration = Duration::from_secs(1);
 
 /// What a round of upkeep is about.
 #[derive(Debug, Default)]
@@ -104,9 +108,37 @@ impl Node {
                 lock(&self.tended).retain(|index| !round.gone.contains(index));
                 self.drop_vanished(&round.gone, round.lost).await;
             }
+            if round.tick {
+                self.tidy_docker().await;
+            }
             if let Err(error) = self.upkeep(&round).await {
                 tracing::error!(%error, "cannot follow the host's changes");
             }
+        }
+    }
+
+    /// Follows the rules of others: Docker may be started after this, and whoever empties its chain empties it of
+    /// this node's rules.
+    pub(super) async fn serve_ruleset(self: Arc<Self>, mut changes: RulesetChanges) {
+        loop {
+            if let Err(error) = changes.next().await {
+                tracing::error!(%error, "the firewall's changes cannot be read");
+                tokio::time::sleep(REOPEN).await;
+                match RulesetChanges::open() {
+                    Ok(reopened) => changes = reopened,
+                    Err(error) => tracing::error!(%error, "nor subscribed to again"),
+                }
+            }
+            let latest = Instant::now() + SETTLED_WITHIN;
+            let quiet = || latest.min(Instant::now() + SETTLE);
+            while let Ok(Ok(())) = timeout_at(quiet(), changes.next()).await {
+                if Instant::now() >= latest {
+                    break;
+                }
+            }
+            self.open_docker().await;
+            // Whoever changes rules all the time is followed at this pace.
+            tokio::time::sleep(RULES_EVERY).await;
         }
     }
 
@@ -136,6 +168,10 @@ impl Node {
         };
         self.refresh_all_paths(confirm).await;
         self.install_rest().await;
+        // All other changes of rules are followed as they happen.
+        if round.tick && docker_user::may_change_unseen() {
+            self.open_docker().await;
+        }
         self.guard_tunnels(round.tick || round.host).await
     }
 

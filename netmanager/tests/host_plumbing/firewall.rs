@@ -235,6 +235,7 @@ fn options() -> FirewallOptions {
             .to_vec(),
         listen_port: OWN_PORT,
         tunnels: BTreeSet::from([TUNNEL]),
+        published: BTreeSet::new(),
     }
 }
 

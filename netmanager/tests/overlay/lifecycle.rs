@@ -237,9 +237,9 @@ fn bad_requests_are_answered_precisely_and_lose_nothing() {
         (
             deploy,
             format!(
-                r#"{{"pid":{pid},"serviceName":"a.b.c.d","instanceNumber":0,"instanceIp":"10.30.9.9","portMappings":"80:80"}}"#
+                r#"{{"pid":{pid},"serviceName":"a.b.c.d","instanceNumber":0,"instanceIp":"10.30.9.9","portMappings":"80:80/sctp"}}"#
             ),
-            501,
+            400,
             "portMappings",
         ),
         ("/nowhere", "{}".to_owned(), 404, "/nowhere"),

@@ -5,10 +5,13 @@
 
 mod back_doors;
 mod changes;
+mod docker;
 mod first_packet;
 mod fixture;
 mod hostile;
 mod lifecycle;
+mod own_processes;
+mod published;
 mod registration;
 mod restart;
 mod tagged;

@@ -2,9 +2,11 @@
 //! known may notice.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -117,6 +119,20 @@ fn nothing_is_lost_when_netmanager_is_killed_under_load() {
         "{there:?} {back:?} of {opened} connections: {:#?}",
         counters()
     );
+}
+
+#[test]
+fn what_another_version_has_pinned_goes_once_this_one_is_in_place() {
+    let mut overlay = Overlay::new("other layout");
+    let pins = Path::new(lab::PIN_DIRECTORY).join(overlay.near.node_id());
+    let other = pins.join("v0");
+    fs::create_dir_all(other.join("links")).expect("a BPF file system");
+    overlay.near.restart().expect("started again");
+    assert!(!other.exists(), "{}", other.display());
+    overlay
+        .client
+        .ping(FAR_SERVICE, DEADLINE)
+        .expect("nothing else is gone");
 }
 
 /// 200 echo requests a second.

@@ -187,7 +187,7 @@ fn p12_a_flow_is_one_entry_each_way_on_each_node() {
         shown,
         port: port.to_be_bytes(),
         state,
-        zero: 0,
+        ..Flow::default()
     };
     assert_eq!(
         node_a.flows(),

@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::frame::hex;
 use crate::oracle;
-use crate::topology::{self, A, HOST, INTERFACE, Site};
+use crate::topology::{self, A, HOST, HOST_B, INTERFACE, Site};
 
 /// What the programs return.
 pub const PASS: i32 = -1;
@@ -124,6 +124,11 @@ impl Host {
         let globals = Globals {
             oak0_interface: INTERFACE,
             tunnel_port: TUNNEL_PORT,
+            host_address: match site {
+                Site::A => HOST,
+                Site::B | Site::C => HOST_B,
+            }
+            .into(),
         };
         let (programs, mut tables) = load(globals, pins).expect("the kernel takes the programs");
         topology::fill(&mut tables, site);

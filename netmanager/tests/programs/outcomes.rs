@@ -6,8 +6,10 @@ use netmanager::dataplane::Program;
 
 use crate::flow_table::with_room_for;
 use crate::frame::{ACK, Address, ETHERNET, IPV4, Outer, Packet, RST, Transport, patched};
+use crate::gateway;
 use crate::host::{Context, Host, Outcome, SHOT, assert_outcome};
 use crate::outsiders::{from_stranger, stay_on_this_processor};
+use crate::published;
 use crate::topology::{
     A, B_TO_A, C, EMPTY, HOST, INTERFACE, NEIGHBOUR, OTHER_INTERFACE, OUTER_B, S, S_SHOWN, SINGLE, Site,
     T_SHOWN, UNKNOWN, replace, set_node,
@@ -109,6 +111,11 @@ fn actions() -> Vec<Case> {
         Case::done(Action::Park, &to(UNKNOWN)),
         Case::done(Action::Reset, &refused),
         Case::new(Outcome::Did(Action::Stranger), from_stranger()).through(Program::FromUplink),
+        Case::done(Action::Publish, &published::request())
+            .through(Program::FromUplink)
+            .at(published::publisher),
+        Case::done(Action::PublishAnswer, &published::answer()).at(published::asked),
+        Case::new(Outcome::Did(Action::AnswerGateway), gateway::request()),
     ]
 }
 

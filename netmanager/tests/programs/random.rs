@@ -11,6 +11,7 @@ use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 
 use crate::frame::{ETHERNET, IPV4, Packet, Transport, hex};
 use crate::host::{Host, PASS, REDIRECT, Ran, SHOT};
+use crate::published;
 use crate::topology::{
     A, B_TO_A, BALANCED, C, C_TO_A, HOST, NEIGHBOUR, OUTER_A, OUTER_B, S_SHOWN, SINGLE, Site, T_SHOWN,
     UNKNOWN, V,
@@ -70,6 +71,13 @@ fn valid_frames() -> impl Strategy<Value = (Program, Vec<u8>)> {
                 };
                 let frame = match program {
                     Program::FromEndpoint | Program::FromOak0 | Program::FromHost => packet.frame(),
+                    Program::FromLoopback => Packet {
+                        source: OUTER_A,
+                        destination: OUTER_A,
+                        destination_port: 8080,
+                        ..packet
+                    }
+                    .frame(),
                     Program::FromUplink => {
                         let (outer, source) = if flags & 1 == 0 {
                             (B_TO_A, S_SHOWN)
@@ -123,7 +131,7 @@ fn p01_random_bytes_come_to_a_verdict() {
 
 #[test]
 fn p01_valid_frames_with_bytes_exchanged_cut_or_appended_come_to_a_verdict() {
-    let node = Host::at(Site::A);
+    let node = published::publisher();
     let changes = (
         vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
         vec(any::<u8>(), 0..20),
@@ -182,6 +190,8 @@ fn is_foreign(program: Program, frame: &[u8]) -> bool {
         Program::FromEndpoint => [A, HOST].contains(&source) && !(in_overlay(destination) || to_tunnel_port),
         Program::FromOak0 => !(in_overlay(destination) || to_tunnel_port),
         Program::FromHost => !(in_overlay(destination) || to_tunnel_port && source == HOST),
+        // Nothing is published.
+        Program::FromLoopback => true,
         Program::FromUplink => !(in_overlay(destination) || to_tunnel_port && destination == OUTER_A),
     }
 }

@@ -10,11 +10,12 @@
 
 use dataplane_ebpf::address::TUNNEL_PORT;
 use dataplane_ebpf::tables::{
-    BackendKey, BackendSet, Endpoint, Instance, Node, Peer, Place, Service, TunnelKey, delivery, policy,
+    BackendKey, BackendSet, Endpoint, Instance, Node, Peer, Place, Published, PublishedKey, Service,
+    TunnelKey, delivery, endpoint_flags, policy,
 };
 use netmanager::dataplane::Tables;
 
-use crate::frame::{Address, Outer};
+use crate::frame::{Address, Outer, Transport};
 
 pub const A: Address = [10, 18, 0, 2];
 pub const A_SHOWN: Address = [10, 30, 1, 2];
@@ -197,7 +198,7 @@ pub fn fill(tables: &mut Tables, site: Site) {
                 application: 7,
                 mac: placed.mac,
                 delivery: placed.delivery,
-                zero: 0,
+                flags: 0,
             };
             set_endpoint(tables, placed.address, endpoint);
         }
@@ -272,6 +273,28 @@ pub fn set_tunnel(tables: &mut Tables, address: Address, port: u16, node: u32) {
         zero: [0; 2],
     };
     tables.tunnels.insert(key, node, 0).expect("room in TUNNELS");
+}
+
+/// Lets a port of the node lead to the endpoint at this namespace address.
+pub fn publish(tables: &mut Tables, transport: Transport, host: u16, address: Address, port: u16) {
+    let key = PublishedKey {
+        port: host.to_be_bytes(),
+        protocol: transport.protocol(),
+        zero: 0,
+    };
+    let published = Published {
+        incarnation: incarnation_of(address),
+        instance: index_of(address),
+        port: port.to_be_bytes(),
+        zero: [0; 2],
+    };
+    tables
+        .published
+        .insert(key, published, 0)
+        .expect("room in PUBLISHED");
+    let mut endpoint = tables.endpoints.get(&address, 0).expect("an endpoint");
+    endpoint.flags = endpoint_flags::PUBLISHES;
+    set_endpoint(tables, address, endpoint);
 }
 
 /// Puts a generation of backends in place, the way user space does: beside the previous one, then switched.

@@ -49,7 +49,7 @@ pub struct DeployRequest {
     pub pid: u32,
     pub service_name: ServiceName,
     pub instance_number: u32,
-    /// Published ports, `host:container[/tcp|/udp]` separated by `;`; empty for none.
+    /// Published ports, in the form of [`PortMappings`](crate::ports::PortMappings); empty for none.
     #[serde(default, deserialize_with = "lenient::null_as_default")]
     pub port_mappings: String,
     /// The instance's own address, where the caller knows it.

@@ -40,6 +40,19 @@ pub(super) async fn addresses_and_ports(table: &str, set: &str) -> Result<BTreeS
     parse_addresses_and_ports(&answer, table)
 }
 
+/// Whether a table has a chain of this name.
+pub(in crate::host) async fn has_chain(family: &str, table: &str, chain: &str) -> Result<bool> {
+    // Those of all tables, as in `counters`.
+    let answer = run("list chains of", table, &["list", "chains"], &[]).await?;
+    let chains = parse(&answer, table)?
+        .nftables
+        .into_iter()
+        .filter_map(|object| object.chain);
+    let mut same =
+        chains.filter(|found| found.family == family && found.table == table && found.name == chain);
+    Ok(same.next().is_some())
+}
+
 async fn run(operation: &'static str, object: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
     let failed = |source| Error::kernel(operation, format!("{object} with nft"), source);
     let mut child = Command::new("nft")
@@ -82,6 +95,14 @@ struct Answer {
 struct Object {
     counter: Option<CounterObject>,
     set: Option<SetObject>,
+    chain: Option<ChainObject>,
+}
+
+#[derive(Deserialize)]
+struct ChainObject {
+    family: String,
+    table: String,
+    name: String,
 }
 
 #[derive(Deserialize)]

@@ -1,13 +1,16 @@
 //! The rules of the table.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use dataplane_ebpf::address;
 use ipnetwork::Ipv4Network;
 use nftables::expr::{
-    CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
+    CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, Range, SetItem,
 };
-use nftables::stmt::{Counter, Match, Operator, Statement};
+use nftables::stmt::{Counter, Match, NAT, Operator, Statement};
+use protocol::ports::TransportProtocol;
 
 use super::{TUNNEL_FROM_HOST, TUNNELS, UNENCAPSULATED};
 use crate::host::{TUNNEL_MARK, oak0};
@@ -65,6 +68,53 @@ pub(super) fn refuse_received() -> Vec<Statement<'static>> {
 
 /// `ip saddr { SUBNETS } ip daddr != 10.16.0.0/12 oifname != "oak0" masquerade`.
 pub(super) fn masquerade(subnets: &[Ipv4Network]) -> Vec<Statement<'static>> {
+    to_world(subnets)
+        .into_iter()
+        .chain([Statement::Masquerade(None)])
+        .collect()
+}
+
+/// `ip saddr { SUBNETS } ip daddr != 10.16.0.0/12 oifname != "oak0" udp sport { PORTS } masquerade to :FREE`: the
+/// kernel keeps a source port where it can, and what is sent from the number of a published port has its answers
+/// taken for what somebody sends to that port.
+pub(super) fn masquerade_ports(
+    subnets: &[Ipv4Network],
+    protocol: TransportProtocol,
+    published: &BTreeSet<u16>,
+) -> Vec<Statement<'static>> {
+    let ports = published
+        .iter()
+        .map(|port| SetItem::Element(Expression::Number((*port).into())));
+    let ports = Expression::Named(NamedExpression::Set(ports.collect()));
+    let free = free_ports(published);
+    let free = [free.start(), free.end()].map(|port| Expression::Number((*port).into()));
+    let under_another = NAT {
+        addr: None,
+        family: None,
+        port: Some(Expression::Range(Box::new(Range { range: free }))),
+        flags: None,
+    };
+    let rest = [
+        matching(field(protocol.as_str(), "sport"), Operator::IN, ports),
+        Statement::Masquerade(Some(under_another)),
+    ];
+    to_world(subnets).into_iter().chain(rest).collect()
+}
+
+/// The longest stretch of the upper half of all ports without a published one.
+fn free_ports(published: &BTreeSet<u16>) -> RangeInclusive<u16> {
+    let mut longest = u16::MAX..=u16::MAX;
+    let mut first = 0x8000_u16;
+    for end in published.range(first..).map(|port| port - 1).chain([u16::MAX]) {
+        if end >= first && end - first >= longest.end() - longest.start() {
+            longest = first..=end;
+        }
+        first = end.saturating_add(2);
+    }
+    longest
+}
+
+fn to_world(subnets: &[Ipv4Network]) -> Vec<Statement<'static>> {
     let sources = subnets
         .iter()
         .map(|subnet| SetItem::Element(prefix(subnet.network(), subnet.prefix())));
@@ -73,7 +123,6 @@ pub(super) fn masquerade(subnets: &[Ipv4Network]) -> Vec<Statement<'static>> {
         matching(field("ip", "saddr"), Operator::EQ, sources),
         to_overlay(Operator::NEQ),
         matching(meta(MetaKey::Oifname), Operator::NEQ, text(oak0::NAME.to_owned())),
-        Statement::Masquerade(None),
     ]
 }
 
@@ -129,6 +178,24 @@ fn prefix(network: Ipv4Addr, length: u8) -> Expression<'static> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_stretch_without_a_published_port_is_free() {
+        let cases: [(&[u16], RangeInclusive<u16>); 5] = [
+            (&[80], 32_768..=65_535),
+            (&[32_768], 32_769..=65_535),
+            (&[60_000], 32_768..=59_999),
+            (&[40_000, 65_535], 40_001..=65_534),
+            (&[40_000, 40_001, 64_000], 40_002..=63_999),
+        ];
+        for (published, expected) in cases {
+            assert_eq!(
+                free_ports(&published.iter().copied().collect()),
+                expected,
+                "{published:?}"
+            );
+        }
+    }
 
     /// Two of them; the others are read back from nft by the tests that have a kernel.
     #[test]

@@ -1,0 +1,14 @@
+//! The daemon with a real Docker and a real broker, and with the test in the place of the cluster.
+//!
+//! Needs root, `dockerd`, `docker`, `mosquitto`, `busybox-static` and a loopback interface.
+
+mod broker;
+mod cluster;
+mod crash;
+mod docker;
+mod failures;
+mod interface;
+mod life;
+mod network;
+mod node;
+mod stage;

@@ -1,0 +1,152 @@
+//! The overlay, with the test in the place of NetManager and of its network driver.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+
+use crate::cluster::Cluster;
+use crate::docker::Docker;
+use crate::node::{Node, placement};
+use crate::stage::eventually;
+
+const NAME: &str = "app.ns.web.ns";
+
+type Calls = Arc<Mutex<Vec<(String, Value)>>>;
+
+/// Listens on a socket, keeps what it was asked, and agrees.
+struct Agreeing {
+    path: PathBuf,
+    calls: Calls,
+    tasks: JoinSet<()>,
+}
+
+impl Agreeing {
+    fn new(path: &Path) -> Self {
+        std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
+        let calls = Calls::default();
+        let listener = UnixListener::bind(path).expect("socket");
+        let router = Router::new().fallback(agree).with_state(Arc::clone(&calls));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { axum::serve(listener, router).await.expect("serving") });
+        Self {
+            path: path.to_owned(),
+            calls,
+            tasks,
+        }
+    }
+
+    fn called(&self, route: &str) -> Vec<Value> {
+        let calls = self.calls.lock().expect("lock");
+        let of = calls.iter().filter(|(called, _)| called == route);
+        of.map(|(_, body)| body.clone()).collect()
+    }
+}
+
+impl Drop for Agreeing {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+async fn agree(State(calls): State<Calls>, uri: Uri, body: Bytes) -> (StatusCode, String) {
+    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let route = uri.path().to_owned();
+    let answer = match route.as_str() {
+        "/Plugin.Activate" => json!({"Implements": ["NetworkDriver"]}),
+        "/NetworkDriver.GetCapabilities" => json!({"Scope": "local", "ConnectivityScope": "local"}),
+        "/NetworkDriver.CreateEndpoint" => json!({"Interface": {"Address": "10.18.0.66/32"}}),
+        _ => json!({}),
+    };
+    calls.lock().expect("lock").push((route, body));
+    (StatusCode::OK, answer.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_wait_for_the_network_and_tell_its_driver_who_they_are() {
+    let cluster = Cluster::new().await;
+    let docker = Docker::new().await;
+    let mut node = Node::prepared(&cluster, &docker, &[]);
+    node.start();
+    node.is_connected().await;
+    let order = placement(
+        NAME,
+        &json!({
+            "instance_ip": "10.30.0.5", "instance_ip_v6": "fdff::5", "appId": 7, "port": "80:80",
+            "service_ip": [{"IpType": "RR", "Address": "10.30.55.55", "Address_v6": ""}]
+        }),
+    );
+    cluster.say(&node.id, "control/deploy", &order).await;
+    let report = cluster
+        .expect(&node.id, "job", "what it waits for", |report| {
+            report["status_detail"]
+                .as_str()
+                .is_some_and(|detail| detail.contains("NetManager"))
+        })
+        .await;
+    assert_eq!(report["status"], "CREATING");
+    assert!(docker.containers().is_empty());
+
+    let driver = format!("oakestra-{}", node.id);
+    let plugin = Agreeing::new(&Path::new("/run/docker/plugins").join(format!("{driver}.sock")));
+    let socket = node.root().join("etc/netmanager/netmanager.sock");
+    let netmanager = Agreeing::new(&socket);
+    eventually("NetManager is told", || {
+        !netmanager.called("/register").is_empty()
+    })
+    .await;
+    assert_eq!(
+        netmanager.called("/register")[0],
+        json!({"client_id": node.id, "cluster_address": "127.0.0.1",
+            "broker": {"port": cluster.broker.port, "user": node.id, "password": "secret"}})
+    );
+    eventually("the endpoint is asked for", || {
+        !plugin.called("/NetworkDriver.CreateEndpoint").is_empty()
+    })
+    .await;
+    let endpoint = &plugin.called("/NetworkDriver.CreateEndpoint")[0];
+    let options = endpoint["Options"].as_object().expect("options");
+    let expected = [
+        ("oakestra.service", NAME),
+        ("oakestra.instance", "0"),
+        ("oakestra.incarnation", "65536"),
+        ("oakestra.instance_ip", "10.30.0.5"),
+        ("oakestra.instance_ip_v6", "fdff::5"),
+        ("oakestra.app_id", "7"),
+        ("oakestra.port_mappings", "80:80"),
+        (
+            "oakestra.service_ips",
+            r#"[{"IpType":"RR","Address":"10.30.55.55","Address_v6":""}]"#,
+        ),
+    ];
+    for (key, value) in expected {
+        assert_eq!(options[key], value, "{key}");
+    }
+    cluster.expect_status(&node.id, NAME, 0, "RUNNING").await;
+    let network: Value = serde_json::from_str(&docker.run(&["network", "inspect", &driver])).expect("json");
+    assert_eq!(network[0]["Driver"], driver);
+    assert_eq!(network[0]["IPAM"]["Driver"], "null");
+
+    // A NetManager that has gone and come back is told again.
+    drop(netmanager);
+    let netmanager = Agreeing::new(&socket);
+    eventually("NetManager is told again", || {
+        !netmanager.called("/register").is_empty()
+    })
+    .await;
+
+    // Nothing is left of a node that is given up, its network neither.
+    node.kill().await;
+    let purge = node.run(&["--docker", &docker.address(), "purge"]).await;
+    assert!(purge.status.success(), "{purge:?}");
+    assert!(docker.containers().is_empty());
+    assert!(!docker.run(&["network", "ls"]).contains(&driver));
+    assert!(!plugin.called("/NetworkDriver.DeleteNetwork").is_empty());
+}
