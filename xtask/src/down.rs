@@ -27,11 +27,18 @@ const REVIVAL: Duration = Duration::from_secs(10);
 ///
 /// Daemons, containers, links, rules, pins, settings, folders: nothing stays. With nothing there it succeeds, too.
 #[derive(clap::Args)]
-pub struct Options {}
+pub struct Options {
+    /// Another folder than the usual one, as tests need it: nothing but what stands in it is ended.
+    #[arg(long, hide = true)]
+    directory: Option<PathBuf>,
+}
 
 pub fn run(options: Options) -> Result<()> {
-    let Options {} = options;
+    let Options { directory } = options;
     need_root("removing namespaces and links")?;
+    if let Some(directory) = directory {
+        return take_down(&directory);
+    }
     let demonstrations = end_demonstrations()?;
     let stood = Path::new(DIRECTORY).exists();
     take_down(Path::new(DIRECTORY))?;

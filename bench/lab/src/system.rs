@@ -137,7 +137,7 @@ impl Plan {
     }
 
     /// What keeps the system from being ready, nothing if it is: the root lets us in, the cluster is active there, all
-    /// workers are active in the cluster and counted at the root.
+    /// workers are active in the cluster and counted at the root, and their NetManagers can ask the cluster.
     pub fn obstacle(&self) -> Result<Option<String>> {
         let clusters = self.client().active_clusters()?;
         let Some(cluster) = clusters
