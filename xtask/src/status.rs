@@ -21,6 +21,9 @@ pub struct Options {
     /// How to print.
     #[arg(short, long, default_value = "table")]
     output: Format,
+    /// Another folder than the usual one, as tests need it.
+    #[arg(long, hide = true)]
+    directory: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -30,10 +33,16 @@ enum Format {
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
-    let Options { output } = options;
+    let Options { output, directory } = options;
     need_root("looking into namespaces")?;
-    let mut directories = vec![PathBuf::from(DIRECTORY)];
-    directories.extend(living(MARK)?.into_iter().map(|(directory, _owner)| directory));
+    let directories = match directory {
+        Some(directory) => vec![directory],
+        None => {
+            let mut all = vec![PathBuf::from(DIRECTORY)];
+            all.extend(living(MARK)?.into_iter().map(|(directory, _owner)| directory));
+            all
+        }
+    };
     let mut reports = Vec::new();
     for directory in &directories {
         reports.extend(Standing::load(directory)?.as_ref().map(report));

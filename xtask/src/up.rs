@@ -36,12 +36,22 @@ pub struct Options {
     /// How many workers.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=50))]
     workers: u8,
+    /// Another folder than the usual one, as tests need it; its name begins with `oakt-`.
+    #[arg(long, hide = true, default_value = DIRECTORY)]
+    directory: PathBuf,
+    /// The folders of built daemons and of images, which are then not made.
+    #[arg(long, hide = true, num_args = 2, value_names = ["PROGRAMS", "IMAGES"])]
+    built: Option<Vec<PathBuf>>,
 }
 
 pub fn run(options: Options) -> Result<()> {
-    let Options { workers } = options;
+    let Options {
+        workers,
+        directory,
+        built,
+    } = options;
     need_root("running the system")?;
-    let directory = Path::new(DIRECTORY);
+    let directory = directory.as_path();
     let before = Standing::load(directory)?;
     if let Some(standing) = &before {
         let running = standing.plan.workers.len();
@@ -56,9 +66,13 @@ pub fn run(options: Options) -> Result<()> {
         println!("not all of it runs any more: starting it again");
     }
 
-    setup::ensure_complete()?;
-    let built = daemons::build(Profile::Release)?;
-    let archive = images::ensure()?;
+    let (built, archive) = match built.as_deref() {
+        Some([built, archive]) => (built.clone(), archive.clone()),
+        Some(_) | None => {
+            setup::ensure_complete()?;
+            (daemons::build(Profile::Release)?, images::ensure()?)
+        }
+    };
     let fresh = before.is_none();
     if fresh {
         // What one that was killed before it had written anything down has left.

@@ -78,6 +78,11 @@ impl Daemon {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// The last lines of what it has written.
+    pub fn log_end(&self, lines: usize) -> Result<String> {
+        Ok(last_lines(&self.log()?, lines))
+    }
+
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child

@@ -1,6 +1,6 @@
 //! HTTP from inside a namespace, by the command `curl`.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::Namespace;
@@ -71,7 +71,11 @@ pub fn send(namespace: &Namespace, request: Request<'_>) -> Result<Answer> {
             body,
         ]);
     }
-    let output = crate::process::output(command.arg(url))?;
+    let output = command.arg(url).output().context("cannot run curl")?;
+    if !output.status.success() {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        bail!("no answer from {url}: {}", reason.trim());
+    }
     let text = String::from_utf8_lossy(&output.stdout);
     let (body, code) = text
         .rsplit_once('\n')

@@ -47,6 +47,8 @@ const CLUSTER_LOCATION: &str = "48.262,11.668,1000";
 
 /// NetManager's socket below the root folder of its node.
 const NETMANAGER_SOCKET: &str = "etc/netmanager/netmanager.sock";
+/// How many lines of each log are shown where something failed.
+const LOG_LINES: usize = 12;
 /// How long the system may take to be ready, on a slow machine.
 const READY: Duration = Duration::from_secs(60);
 
@@ -135,7 +137,7 @@ impl Plan {
     }
 
     /// What keeps the system from being ready, nothing if it is: the root lets us in, the cluster is active there, all
-    /// workers are active in the cluster and counted at the root.
+    /// workers are active in the cluster and counted at the root, and their NetManagers can ask the cluster.
     pub fn obstacle(&self) -> Result<Option<String>> {
         let clusters = self.client().active_clusters()?;
         let Some(cluster) = clusters
@@ -180,12 +182,22 @@ impl Plan {
         self.daemon(&self.cluster, "cluster", command)
     }
 
+    /// Starts the NetManager of a worker.
+    pub fn netmanager(&self, seat: &Seat) -> Result<Daemon> {
+        let mut command = self.command_with_verb(seat, NETMANAGER_PROGRAM, &["run"])?;
+        command.args(["--docker-plugins", PLUGIN_DIRECTORY]);
+        self.daemon(seat, "netmanager", command)
+    }
+
+    /// Asks the NetManager of a worker over its socket, which must succeed.
+    pub fn ask_netmanager(&self, seat: &Seat, path: &str) -> Result<Value> {
+        node::ask(&seat.namespace, &self.folder(seat), path)
+    }
+
     fn node(&self, seat: &Seat) -> Result<Node> {
         let root = self.folder(seat);
         configure(&root, seat.address)?;
-        let mut netmanager = self.command_with_verb(seat, NETMANAGER_PROGRAM, &["run"])?;
-        netmanager.args(["--docker-plugins", PLUGIN_DIRECTORY]);
-        let netmanager = self.daemon(seat, "netmanager", netmanager)?;
+        let netmanager = self.netmanager(seat)?;
         let mut engine = self.command(seat, ENGINE_PROGRAM)?;
         engine
             .args(["-a", &self.cluster.address.to_string()])
@@ -308,8 +320,18 @@ impl System {
         }
         outcome.with_context(|| {
             let obstacle = obstacle.unwrap_or_else(|| "it does not answer".to_owned());
-            format!("{obstacle}; logs are in {}", self.plan.directory.display())
+            format!("{}\n{obstacle}", self.log_ends())
         })
+    }
+
+    /// The ends of all logs, for people who want to know why something failed.
+    pub fn log_ends(&mut self) -> String {
+        let end = |daemon: &mut Daemon| {
+            let text = daemon.log_end(LOG_LINES);
+            let text = text.unwrap_or_else(|error| format!("{error:#}\n"));
+            format!("--- {}:\n{text}", daemon.name())
+        };
+        self.daemons().into_iter().map(end).collect()
     }
 
     fn dead(&mut self) -> Result<Option<String>> {
@@ -318,7 +340,7 @@ impl System {
                 return Ok(Some(format!(
                     "{} has ended ({status}):\n{}",
                     daemon.name(),
-                    daemon.log()?
+                    daemon.log_end(LOG_LINES)?
                 )));
             }
         }

@@ -106,6 +106,9 @@ pub fn hold(programs: &Path, images: &Path, keep: bool) -> Result<()> {
     let mut system = System::start(&lab, programs, images, WORKERS)?;
     steps.done("a root, a cluster, two workers and a Docker run, on a wire of their own");
     let outcome = example::show(&system, &lab, &mut steps);
+    if outcome.is_err() {
+        eprintln!("{}", system.log_ends());
+    }
     if keep && outcome.is_ok() {
         Standing::of(&mut system).save()?;
         println!("it is left running: `cargo xtask status` shows it, `cargo xtask down` ends it");

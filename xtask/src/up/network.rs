@@ -11,6 +11,21 @@ use crate::command::{output, which};
 
 /// The bridge, and how the names of its ports begin.
 const BRIDGE: &str = "oakt-up";
+/// What hides the workers behind the machine's addresses.
+const TABLE: &str = "oakt_up";
+/// Docker drops what the machine forwards, also from one port of a bridge to another: what comes from the workers, and
+/// what answers them.
+const RULES: [&[&str]; 2] = [
+    &["-i", BRIDGE],
+    &[
+        "-o",
+        BRIDGE,
+        "-m",
+        "conntrack",
+        "--ctstate",
+        "RELATED,ESTABLISHED",
+    ],
+];
 /// What the workers' network is: TEST-NET-2, which nobody else has.
 const NETWORK: [u8; 3] = [198, 51, 100];
 /// Nothing is sent there: it only tells which address the machine has towards all others.
@@ -38,9 +53,18 @@ pub fn bridge() -> Result<Ipv4Addr> {
     }
     ip(&format!("address replace {address}/24 dev {BRIDGE}"))?;
     ip(&format!("link set {BRIDGE} up"))?;
-    // Where Docker has bridges hand their frames to netfilter, it drops what goes from one port to another.
-    if has_docker_rules() && iptables("-C").is_err() {
-        iptables("-I")?;
+    let [a, b, c] = NETWORK;
+    nft(&format!(
+        "table ip {TABLE}; delete table ip {TABLE}; table ip {TABLE} {{ chain postrouting {{ \
+         type nat hook postrouting priority srcnat; \
+         ip saddr {a}.{b}.{c}.0/24 oifname != \"{BRIDGE}\" masquerade; }}; }}"
+    ))?;
+    if has_docker_rules() {
+        for rule in RULES {
+            if iptables("-C", rule).is_err() {
+                iptables("-I", rule)?;
+            }
+        }
     }
     Ok(address)
 }
@@ -66,10 +90,18 @@ pub fn namespace(directory: &Path, number: u8) -> Result<(Namespace, Ipv4Addr)> 
     Ok((namespace, address))
 }
 
-/// Removes the bridge; ports go with their namespaces.
+/// Removes the bridge and its rules; ports go with their namespaces.
 pub fn remove() -> Result<()> {
-    if has_docker_rules() && iptables("-C").is_ok() {
-        iptables("-D")?;
+    if has_docker_rules() {
+        for rule in RULES {
+            if iptables("-C", rule).is_ok() {
+                iptables("-D", rule)?;
+            }
+        }
+    }
+    if which("nft").is_some() {
+        // Adding it first makes this right where there is none.
+        nft(&format!("table ip {TABLE}; delete table ip {TABLE}"))?;
     }
     if exists(BRIDGE) {
         ip(&format!("link delete {BRIDGE}"))?;
@@ -91,19 +123,16 @@ fn has_docker_rules() -> bool {
         && output(Command::new("iptables").args(["-w", "-n", "-L", "DOCKER-USER"])).is_ok()
 }
 
-/// Looks for the rule, puts it in, or takes it away.
-fn iptables(verb: &str) -> Result<()> {
-    output(Command::new("iptables").args([
-        "-w",
-        verb,
-        "DOCKER-USER",
-        "-i",
-        BRIDGE,
-        "-o",
-        BRIDGE,
-        "-j",
-        "ACCEPT",
-    ]))?;
+/// Looks for a rule, puts it in, or takes it away.
+fn iptables(verb: &str, rule: &[&str]) -> Result<()> {
+    let mut command = Command::new("iptables");
+    command.args(["-w", verb, "DOCKER-USER"]).args(rule);
+    output(command.args(["-j", "ACCEPT"]))?;
+    Ok(())
+}
+
+fn nft(script: &str) -> Result<()> {
+    output(Command::new("nft").arg(script))?;
     Ok(())
 }
 

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::Seat;
-use crate::Daemon;
 use crate::http::{Request, send};
+use crate::{Daemon, Namespace};
 
 /// A worker with its two daemons and the folder that both have as their root.
 #[derive(Debug)]
@@ -45,15 +45,7 @@ impl Node {
 
     /// Asks NetManager over its socket, which must succeed.
     pub fn ask(&self, path: &str) -> Result<Value> {
-        let socket = self.root.join(super::NETMANAGER_SOCKET).display().to_string();
-        let request = Request {
-            url: &format!("http://netmanager{path}"),
-            socket: Some(&socket),
-            ..Request::default()
-        };
-        let answer = send(&self.seat.namespace, request)?;
-        ensure!(answer.code == 200, "GET {path}: {} {}", answer.code, answer.body);
-        answer.json()
+        ask(&self.seat.namespace, &self.root, path)
     }
 
     /// Every counter of its data plane that is not zero, as (hook, action or drop reason, packets).
@@ -89,4 +81,17 @@ impl Node {
         command.arg("--root").arg(&self.root).args(arguments);
         command.output().context("cannot run NetManager's command line")
     }
+}
+
+/// Asks the NetManager with this root folder over its socket, which must succeed.
+pub(super) fn ask(namespace: &Namespace, root: &Path, path: &str) -> Result<Value> {
+    let socket = root.join(super::NETMANAGER_SOCKET).display().to_string();
+    let request = Request {
+        url: &format!("http://netmanager{path}"),
+        socket: Some(&socket),
+        ..Request::default()
+    };
+    let answer = send(namespace, request)?;
+    ensure!(answer.code == 200, "GET {path}: {} {}", answer.code, answer.body);
+    answer.json()
 }
