@@ -339,6 +339,12 @@ async fn what_cannot_be_read_stops_nothing() {
     }
     manager
         .say(
+            "jobs/resources",
+            &json!({"services": [{"job_name": "nonsense"}, 7]}),
+        )
+        .await;
+    manager
+        .say(
             "job",
             &json!({"sname": "a.b.c.d", "status": "BOGUS", "instance": 0}),
         )
