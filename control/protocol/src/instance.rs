@@ -152,15 +152,15 @@ impl InstanceStatus {
             | NoNodeFound => {
                 next.is_waiting() || matches!(next, ClusterScheduled | NodeScheduled | Undeployed)
             }
-            // The cluster refuses, or places it.
-            ClusterScheduled => next.is_waiting() || matches!(next, NodeScheduled | Failed | Undeployed),
-            // A report may overtake another or be lost, so steps may be skipped, but not backwards.
-            NodeScheduled => {
+            // The cluster refuses, or places it. A report may overtake another or be lost, so steps may be skipped,
+            // but not backwards.
+            ClusterScheduled | NodeScheduled => {
                 next.is_waiting()
                     || matches!(
                         next,
                         Creating | Created | Running | Failed | Dead | Completed | Undeployed
                     )
+                    || (self == ClusterScheduled && next == NodeScheduled)
             }
             Creating => matches!(next, Created | Running | Failed | Dead | Completed | Undeployed),
             Created => matches!(next, Running | Failed | Dead | Completed | Undeployed),
