@@ -1,5 +1,6 @@
 //! Carries out what the core decides, one event after the other.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,9 +9,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use protocol::cluster::{FromCluster, FromRoot, Lease};
 use protocol::network::{
-    InterestRemoval, PeersAcknowledgement, ServiceAnnouncement, SubnetMethod, SubnetRequest, TableQuery,
+    InterestRemoval, Lenient, PeersAcknowledgement, ServiceAnnouncement, SubnetMethod, SubnetRequest,
+    TableQuery,
 };
-use protocol::node::{Acknowledgement, JobReport, NodeInformation, Registered, ResourcesReport, topic};
+use protocol::node::{
+    Acknowledgement, JobReport, NodeInformation, Registered, ResourcesReport, ServiceUsage, topic,
+};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -23,8 +27,9 @@ use super::core::{Core, NodeView, Patience};
 use crate::session::{Handler, NotTaken, Outbox};
 use crate::store::Store;
 
-/// Questions of nodes that are being answered at the same time; more wait at the broker.
-const QUERIES: usize = 512;
+/// Questions of one node that are being answered at the same time. It asks again for what is left out, and nobody else
+/// waits for it.
+const QUERIES: usize = 256;
 /// How long a registration waits for the root's addresses.
 const LEASE: Duration = Duration::from_secs(5);
 
@@ -39,7 +44,8 @@ pub(super) struct Service {
     name: String,
     /// As the root has told it last.
     cluster_id: Mutex<String>,
-    queries: Arc<Semaphore>,
+    /// By node: how many more questions of it can be answered at the same time.
+    queries: Mutex<HashMap<String, Arc<Semaphore>>>,
     malformed: AtomicU64,
     failed: CancellationToken,
 }
@@ -80,7 +86,7 @@ impl Service {
             patience: settings.patience.clone(),
             name: settings.name.clone(),
             cluster_id: Mutex::default(),
-            queries: Arc::new(Semaphore::new(QUERIES)),
+            queries: Mutex::default(),
             malformed: AtomicU64::new(0),
             failed: CancellationToken::new(),
         }
@@ -170,7 +176,7 @@ impl Service {
                 }
             }
             "jobs/resources" => {
-                if let Some(message) = self.read::<ResourcesReport>(topic, payload) {
+                if let Some(message) = self.resources(topic, payload) {
                     self.event(|core| core.resources(node, message)).await;
                 }
             }
@@ -196,7 +202,7 @@ impl Service {
             }
             "net/tablequery/request" => {
                 if let Some(message) = self.read::<TableQuery>(topic, payload) {
-                    self.query(node.to_owned(), message).await;
+                    self.query(node.to_owned(), message);
                 }
             }
             "net/interest/remove" => {
@@ -213,6 +219,26 @@ impl Service {
         }
     }
 
+    /// Reads a report of everything on a node. An entry that cannot be read costs nobody but itself.
+    fn resources(&self, topic: &str, payload: &[u8]) -> Option<ResourcesReport> {
+        #[derive(serde::Deserialize)]
+        struct Entries {
+            services: Vec<Lenient<ServiceUsage>>,
+        }
+        let entries: Entries = self.read(topic, payload)?;
+        let services = entries.services.into_iter().filter_map(|entry| match entry {
+            Lenient::Read(usage) => Some(usage),
+            Lenient::Malformed { error, .. } => {
+                let skipped = self.malformed.fetch_add(1, Ordering::Relaxed) + 1;
+                warn!(topic, error, skipped, "entry skipped");
+                None
+            }
+        });
+        Some(ResourcesReport {
+            services: services.collect(),
+        })
+    }
+
     fn read<T: DeserializeOwned>(&self, topic: &str, payload: &[u8]) -> Option<T> {
         match serde_json::from_slice(payload) {
             Ok(message) => Some(message),
@@ -225,8 +251,14 @@ impl Service {
     }
 
     /// Answers a question of a node, without holding up anything else.
-    async fn query(self: &Arc<Self>, node: String, query: TableQuery) {
-        let Ok(permit) = Arc::clone(&self.queries).acquire_owned().await else {
+    fn query(self: &Arc<Self>, node: String, query: TableQuery) {
+        let room = {
+            let mut queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new(QUERIES));
+            Arc::clone(queries.entry(node.clone()).or_insert_with(new))
+        };
+        let Ok(permit) = room.try_acquire_owned() else {
+            debug!(node, "too many questions at the same time");
             return;
         };
         let service = Arc::clone(self);
