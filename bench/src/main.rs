@@ -1,10 +1,11 @@
-//! Measures the overlay against plain routing, on hosts made of network namespaces.
+//! Measures the overlay against plain routing and the system beside its Docker, on hosts made of network namespaces.
 
 mod interrupt;
 mod load;
 mod machine;
 mod overlay;
 mod statistics;
+mod system;
 
 use std::process::ExitCode;
 
@@ -13,16 +14,19 @@ use clap::Parser;
 /// Measures oakestra-ebpf in a laboratory of network namespaces. Needs root.
 ///
 /// `cargo xtask bench` builds everything as it is delivered and calls this. What it measures are ratios, taken in
-/// one run on one machine: they carry over to other machines, the absolute figures beside them do not.
+/// one run on one machine, or differences to what the machine does without it: they carry over to other machines, the
+/// absolute figures beside them do not.
 #[derive(Parser)]
 #[command(name = "bench", version)]
 enum Verb {
     Overlay(overlay::Options),
+    System(system::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Verb::parse() {
         Verb::Overlay(options) => overlay::run(options),
+        Verb::System(options) => system::run(options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -221,11 +221,12 @@ impl Store {
     pub fn save(&self, state: &State) -> Result<(), StateError> {
         let path = self.folder.join(FILE);
         let write = || {
+            // As a whole: written piece by piece, it would be a system call for every value.
+            let text = serde_json::to_vec_pretty(state)?;
             let mut file = tempfile::Builder::new()
                 .prefix(UNFINISHED)
                 .tempfile_in(&self.folder)?;
-            serde_json::to_writer_pretty(&mut file, state)?;
-            file.flush()?;
+            file.write_all(&text)?;
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|error| error.error)?;
             // The rename itself is on the disk once the folder is.

@@ -4,16 +4,24 @@ use std::ffi::OsString;
 use std::process::Command;
 
 use anyhow::Result;
+use lab::images::FOLDER_VARIABLE;
+use lab::system::PROGRAMS_VARIABLE;
 
 use crate::command::{cargo, execute, need_root};
+use crate::daemons::{self, Profile};
 use crate::programs::{self, OBJECT_VARIABLE};
 use crate::workspace::binary;
+use crate::{images, setup};
 
-/// Builds programs, NetManager and the bench in release mode, and runs a measurement.
+/// What the bench calls the measurement that needs all daemons.
+const SYSTEM: &str = "system";
+
+/// Builds programs, daemons and the bench in release mode, and runs a measurement.
 ///
 /// All that follows goes to the bench: `cargo xtask bench overlay --json FILE` writes the figures of the overlay
-/// against plain routing, `cargo xtask bench -- --help` tells what else there is to measure. Needs root, and a
-/// machine that does nothing else meanwhile.
+/// against plain routing, `cargo xtask bench system` measures how long an instance takes to run and what the daemons
+/// need at rest, `cargo xtask bench -- --help` tells what else there is to measure. Needs root, and a machine that
+/// does nothing else meanwhile.
 #[derive(clap::Args)]
 pub struct Options {
     /// What to measure, and options of the bench.
@@ -24,24 +32,22 @@ pub struct Options {
 pub fn run(options: Options) -> Result<()> {
     let Options { arguments } = options;
     need_root("measuring")?;
+    let needs_all = arguments.iter().any(|argument| argument == SYSTEM);
     let object = programs::build()?;
-    execute(
-        cargo()?
-            .args([
-                "build",
-                "--locked",
-                "--release",
-                "-p",
-                "netmanager",
-                "-p",
-                "bench",
-            ])
-            .env(OBJECT_VARIABLE, object),
-    )?;
+    let mut build = cargo()?;
+    build.args(["build", "--locked", "--release", "-p", "bench"]);
+    let mut bench = Command::new(binary("release", "bench")?);
+    bench.args(arguments);
+    if needs_all {
+        setup::ensure_complete()?;
+        bench
+            .env(PROGRAMS_VARIABLE, daemons::build(Profile::Release)?)
+            .env(FOLDER_VARIABLE, images::ensure()?);
+    } else {
+        build.args(["-p", "netmanager"]);
+        bench.env("NETMANAGER", binary("release", "NetManager")?);
+    }
+    execute(build.env(OBJECT_VARIABLE, object))?;
     // In the folder it is called from, so that a file it is to write is found there.
-    execute(
-        Command::new(binary("release", "bench")?)
-            .args(arguments)
-            .env("NETMANAGER", binary("release", "NetManager")?),
-    )
+    execute(&mut bench)
 }

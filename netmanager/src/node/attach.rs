@@ -305,10 +305,16 @@ impl Node {
             guarded.get_or_init(|| index);
             Ok(lock(&self.dataplane).attach(Program::FromEndpoint, name, index)?)
         };
-        let attached = self.link(deploy, addresses.v4, undo, guard).await?;
+        // The firewall is a program of its own to be run, which need not wait for the kernel to make a link. Both are
+        // done to their ends, whichever fails: the caller settles ports again after it has undone the link.
+        let (attached, settled) = tokio::join!(
+            self.link(deploy, addresses.v4, undo, guard),
+            self.settle_ports(kept)
+        );
+        let attached = attached?;
+        settled.map_err(AttachError::Ports)?;
 
         self.faults.attach.check(Step::FillTables)?;
-        self.settle_ports(kept).await.map_err(AttachError::Ports)?;
         let node = self.clone();
         undo.push("take the endpoint out of the tables", move || async move {
             node.directory().remove_endpoint(instance_address, addresses.v4)

@@ -178,7 +178,10 @@ fn what_is_wrong_is_said_by_docker() {
         (with("oakestra.colour", "red"), "oakestra.colour is not known"),
         (whole[1..].to_vec(), "oakestra.service is missing"),
         (with("oakestra.instance", "one"), "oakestra.instance is \"one\""),
-        (with("oakestra.port_mappings", "80:80"), "publishing ports"),
+        (
+            with("oakestra.port_mappings", "80:http"),
+            "oakestra.port_mappings is \"80:http\"",
+        ),
     ];
     for (options, text) in cases {
         let wanted = network_of(&site.near, &options);
