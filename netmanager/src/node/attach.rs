@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dataplane_ebpf::tables::delivery;
 use protocol::network::ServiceName;
-use protocol::ports::{PortMappings, TransportProtocol};
+use protocol::ports::{PortMapping, PortMappings, TransportProtocol};
 use tokio::sync::OwnedMutexGuard;
 
 use super::docker::{self, DockerPlace};
@@ -96,6 +96,8 @@ impl Node {
             .await?;
         let mut kept = self.kept.clone().lock_owned().await;
         let key = endpoint_key(deploy.service.as_str(), deploy.number);
+        self.drop_dead_holders(&mut kept, &key, instance_address, &deploy.ports)
+            .await?;
         refuse_taken(&kept.state, &key, instance_address)?;
         if let Place::Docker(place) = &deploy.place
             && !kept.state.docker.contains_key(&place.endpoint)
@@ -217,6 +219,44 @@ impl Node {
                 tracing::error!(%error, service = endpoint.service, "cannot take an endpoint off");
             }
         }
+    }
+
+    /// Takes other endpoints off that have the address or one of the ports, and are dead: their containers ended while
+    /// nobody here was told of it, and the next round of upkeep may be a while off.
+    pub(super) async fn drop_dead_holders(
+        self: &Arc<Self>,
+        kept: &mut Kept,
+        key: &str,
+        address: Ipv4Addr,
+        ports: &PortMappings,
+    ) -> Result<(), AttachError> {
+        let is_in_the_way = |endpoint: &EndpointState| {
+            let published = endpoint.ports.iter().any(|held| {
+                let same =
+                    |wanted: &PortMapping| (wanted.host, wanted.protocol) == (held.host, held.protocol);
+                ports.iter().any(same)
+            });
+            published || endpoint.instance_address == address
+        };
+        let others = kept.state.endpoints.iter().filter(|(other, _)| *other != key);
+        let holders: Vec<(String, EndpointState)> = others
+            .filter(|(_, endpoint)| is_in_the_way(endpoint))
+            .map(|(other, endpoint)| (other.clone(), endpoint.clone()))
+            .collect();
+        for (other, endpoint) in holders {
+            if self.is_attached(&endpoint).await {
+                continue;
+            }
+            tracing::info!(endpoint = other, "what it holds is wanted, and its link is gone");
+            self.take_off(kept, &other, Noted::Struck).await?;
+            // Both wait for what is locked here, or for the cluster.
+            let node = self.clone();
+            tokio::spawn(async move {
+                node.tell_undeployed(&endpoint).await;
+                node.renew(&endpoint.service);
+            });
+        }
+        Ok(())
     }
 
     /// Tells the cluster of every endpoint; it may have forgotten them.

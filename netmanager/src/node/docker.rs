@@ -73,6 +73,8 @@ impl Node {
             return Ok(noted.clone());
         }
         let key = endpoint_key(wish.service.as_str(), wish.number);
+        self.drop_dead_holders(&mut kept, &key, instance_address, &wish.ports)
+            .await?;
         refuse_taken(&kept.state, &key, instance_address)?;
         self.check_ports(&kept, &key, &wish.ports)?;
         let dead = match kept.state.endpoints.get(&key).cloned() {

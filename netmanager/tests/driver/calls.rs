@@ -2,6 +2,7 @@
 //! short by a crash.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use lab::worker::{Instance, Worker};
 use lab::{Endpoint, Namespace};
@@ -393,4 +394,42 @@ fn the_socket_comes_and_goes_with_the_node() {
         String::from_utf8_lossy(&purged.stderr)
     );
     assert!(!socket.exists(), "removed by the purge");
+}
+
+#[test]
+fn what_a_dead_endpoint_holds_is_free_for_whoever_asks() {
+    let mut stage = Stage::new("dead holder");
+    let client = stage.site.client.clone();
+    let published = |id: &str, instance: &Instance| {
+        let mut creation = creation(id, instance);
+        creation["Options"]["oakestra.port_mappings"] = json!("8080:80");
+        creation
+    };
+    let create = "NetworkDriver.CreateEndpoint";
+    stage.call(create, &published("e1", &client));
+    // Its link waits and is never moved: what it looks like when it has come back from a container that was removed
+    // while nobody answered Docker.
+    stage.join("e1");
+    // What looks for dead endpoints by itself has just looked when this is back.
+    stage.site.near.restart().expect("started again");
+    let other = Instance {
+        number: 1,
+        address: Ipv4Addr::new(10, 30, 1, 9),
+        ..client
+    };
+    let refused = stage.refused(create, &published("e2", &other));
+    assert!(
+        refused.contains("port 8080/tcp"),
+        "it may be moved yet: {refused}"
+    );
+    lab::wait_for("the port to be free", Duration::from_secs(15), || {
+        let answer = stage.try_call(create, &published("e2", &other))?;
+        Ok(answer["Err"].is_null())
+    })
+    .expect("before anybody looks");
+    stage.join("e2");
+    for id in ["e1", "e2"] {
+        stage.call("NetworkDriver.DeleteEndpoint", &about(id));
+    }
+    stage.assert_nothing_left();
 }
