@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aya::maps::{HashMap, Map, MapData};
+use dataplane_ebpf::tables::{Published, PublishedKey};
 use lab::worker::{Answers, Instance, Service, Worker};
 use lab::{Host, Lab, Namespace};
 use netmanager::driver;
@@ -121,7 +123,7 @@ pub fn options_of(instance: &Instance) -> Vec<(&'static str, String)> {
 }
 
 /// What a worker has of containers: links on its host and in Docker's namespace, addresses that are taken or promised,
-/// endpoints, attachments.
+/// endpoints, attachments, ports.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Left {
     links: Vec<String>,
@@ -132,6 +134,9 @@ pub struct Left {
     noted: Vec<String>,
     taken: usize,
     attachments: Vec<String>,
+    /// Ports that lead somewhere, and those that the kernel may not choose.
+    published: Vec<u16>,
+    reserved: String,
 }
 
 /// See [`Left`]; `links` lists the links in Docker's namespace, as `ip -br link` does.
@@ -168,7 +173,26 @@ pub fn left(worker: &Worker, links: &str) -> Left {
         noted: noted.collect(),
         taken: state["addresses"]["used"].as_array().map_or(0, Vec::len),
         attachments,
+        published: published(worker),
+        reserved: reserved(worker),
     }
+}
+
+/// The ports of the node that the data plane leads somewhere.
+pub fn published(worker: &Worker) -> Vec<u16> {
+    let pin = netmanager::dataplane::Pins::of(worker.node_id()).map("PUBLISHED");
+    let map = Map::HashMap(MapData::from_pin(pin).expect("pinned"));
+    let table: HashMap<_, PublishedKey, Published> = HashMap::try_from(map).expect("a table");
+    let ports = table
+        .keys()
+        .map(|key| u16::from_be_bytes(key.expect("read").port));
+    ports.collect()
+}
+
+fn reserved(worker: &Worker) -> String {
+    let arguments = ["-n", "net.ipv4.ip_local_reserved_ports"];
+    let output = worker.host().run("sysctl", &arguments).expect("read");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// That a worker has nothing of any container, after a while.
@@ -183,7 +207,9 @@ pub fn assert_nothing_left(worker: &Worker, links: impl Fn() -> String) {
             && now.endpoints == "[]"
             && now.noted.is_empty()
             && now.taken == 0
-            && now.attachments.is_empty();
+            && now.attachments.is_empty()
+            && now.published.is_empty()
+            && now.reserved.is_empty();
         last = Some(now);
         Ok(clean)
     });

@@ -7,3 +7,4 @@ mod calls;
 mod containers;
 mod docker;
 mod fixture;
+mod published;
