@@ -199,8 +199,14 @@ impl Instance {
             Seen::Container(container) => container.clone(),
         };
         match container.incarnation {
-            Some(incarnation) if incarnation == placement.incarnation => {}
-            Some(_) => {
+            Some(incarnation) if incarnation == placement.incarnation && container.is_connected => {}
+            Some(incarnation) => {
+                if incarnation == placement.incarnation {
+                    warn!(
+                        container = container.id,
+                        "was disconnected by somebody; made anew"
+                    );
+                }
                 return match self.remove_container().await {
                     Ok(()) => Next::Again,
                     Err(error) => self.failed(placement, error),
@@ -327,6 +333,7 @@ impl Instance {
                     id,
                     incarnation: Some(placement.incarnation),
                     state: ContainerState::Created,
+                    is_connected: true,
                     log_path: String::new(),
                     memory_limit: 0,
                 };
@@ -489,6 +496,13 @@ impl Instance {
             | RuntimeError::NameTaken
             | RuntimeError::Gone
             | RuntimeError::Refused(_)) => {
+                if self.overlay.has_changed().unwrap_or_default() {
+                    // NetManager went away, or came back, while Docker waited for it: what Docker says is about that.
+                    // The next step waits for NetManager where need be.
+                    self.overlay.mark_unchanged();
+                    debug!(service = %self.key.job_name, "once more, since the network has changed: {error}");
+                    return Next::Again;
+                }
                 self.has_failed = true;
                 self.report(placement, InstanceStatus::Failed, &error.to_string());
                 let until = Instant::now() + self.pauses.next();
