@@ -202,10 +202,10 @@ impl Instance {
             Some(incarnation) if incarnation == placement.incarnation && container.is_connected => {}
             Some(incarnation) => {
                 if incarnation == placement.incarnation {
-                    warn!(
-                        container = container.id,
-                        "was disconnected by somebody; made anew"
-                    );
+                    warn!(container = container.id, "was disconnected by somebody");
+                    self.forgive_if_steady();
+                    self.not_before = Some(Instant::now() + self.pauses.next());
+                    self.creating(placement, "was disconnected from the network; made anew");
                 }
                 return match self.remove_container().await {
                     Ok(()) => Next::Again,
@@ -426,13 +426,7 @@ impl Instance {
                     }
                 };
             }
-            if self
-                .running_since
-                .take()
-                .is_some_and(|since| since.elapsed() >= STEADY)
-            {
-                self.pauses.reset();
-            }
+            self.forgive_if_steady();
             self.is_exit_handled = true;
             let pause = self.pauses.next();
             self.not_before = Some(Instant::now() + pause);
@@ -445,6 +439,14 @@ impl Instance {
         }
         self.creating(placement, "starting again");
         self.start(placement, container).await
+    }
+
+    /// What has run for a while begins with short pauses again.
+    fn forgive_if_steady(&mut self) {
+        let since = self.running_since.take();
+        if since.is_some_and(|since| since.elapsed() >= STEADY) {
+            self.pauses.reset();
+        }
     }
 
     /// Stops and removes the container, if there is one of this node.
