@@ -402,7 +402,19 @@ impl Instance {
                 Next::Again
             }
             Err(RuntimeError::Gone) => Next::Again,
-            Err(error) => self.failed(placement, error),
+            Err(error) => {
+                if is_stuck(&error) {
+                    warn!(
+                        container = container.id,
+                        "cannot ever be started; made anew: {error}"
+                    );
+                    self.seen = Seen::Container(container);
+                    if let Err(error) = self.remove_container().await {
+                        warn!("not removed: {error}");
+                    }
+                }
+                self.failed(placement, error)
+            }
         }
     }
 
@@ -543,6 +555,12 @@ impl Instance {
     }
 }
 
+/// Whether no further attempt to start this very container can succeed: a Docker that was killed in the middle of
+/// starting it has left a task of its id in containerd, and knows nothing of it.
+fn is_stuck(error: &RuntimeError) -> bool {
+    matches!(error, RuntimeError::Refused(reason) if reason.starts_with("task ") && reason.ends_with(": already exists"))
+}
+
 /// Why this node never can run a placement.
 fn unfit(placement: &Placement) -> Option<String> {
     let job = &placement.job;
@@ -587,6 +605,14 @@ mod tests {
         let reason = unfit(&placement("wasm", "x")).expect("reason");
         assert!(reason.contains("wasm"), "{reason}");
         assert!(unfit(&placement("docker", " ")).is_some());
+    }
+
+    #[test]
+    fn what_docker_left_half_started_is_not_tried_again() {
+        let refused = |reason: &str| is_stuck(&RuntimeError::Refused(reason.to_owned()));
+        assert!(refused("task ce4dc9839555abdc: already exists"));
+        assert!(!refused("network oakestra: already exists"));
+        assert!(!is_stuck(&RuntimeError::Gone));
     }
 
     #[test]
