@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use protocol::instance::InstanceStatus;
 use protocol::job::{InstanceKey, Placement};
 use protocol::node::{Acknowledgement, Command, DeleteCommand};
 use serde::Serialize;
@@ -85,6 +86,11 @@ impl Engine {
     pub(crate) async fn resume(self: &Arc<Self>, records: BTreeMap<InstanceKey, Record>) {
         let mut entries = self.entries.lock().await;
         for (key, record) in records {
+            if matches!(record.phase, Phase::Unwanted { .. }) {
+                // The cluster takes what is not shown for gone, and figures that would leave one out are not sent.
+                self.board
+                    .report(&record.placement, InstanceStatus::Dead, "is being removed");
+            }
             self.begin(&mut entries, key, Some(record), Seen::Unknown);
         }
     }

@@ -199,8 +199,14 @@ impl Instance {
             Seen::Container(container) => container.clone(),
         };
         match container.incarnation {
-            Some(incarnation) if incarnation == placement.incarnation => {}
-            Some(_) => {
+            Some(incarnation) if incarnation == placement.incarnation && container.is_connected => {}
+            Some(incarnation) => {
+                if incarnation == placement.incarnation {
+                    warn!(container = container.id, "was disconnected by somebody");
+                    self.forgive_if_steady();
+                    self.not_before = Some(Instant::now() + self.pauses.next());
+                    self.creating(placement, "was disconnected from the network; made anew");
+                }
                 return match self.remove_container().await {
                     Ok(()) => Next::Again,
                     Err(error) => self.failed(placement, error),
@@ -327,6 +333,7 @@ impl Instance {
                     id,
                     incarnation: Some(placement.incarnation),
                     state: ContainerState::Created,
+                    is_connected: true,
                     log_path: String::new(),
                     memory_limit: 0,
                 };
@@ -395,7 +402,19 @@ impl Instance {
                 Next::Again
             }
             Err(RuntimeError::Gone) => Next::Again,
-            Err(error) => self.failed(placement, error),
+            Err(error) => {
+                if is_stuck(&error) {
+                    warn!(
+                        container = container.id,
+                        "cannot ever be started; made anew: {error}"
+                    );
+                    self.seen = Seen::Container(container);
+                    if let Err(error) = self.remove_container().await {
+                        warn!("not removed: {error}");
+                    }
+                }
+                self.failed(placement, error)
+            }
         }
     }
 
@@ -419,13 +438,7 @@ impl Instance {
                     }
                 };
             }
-            if self
-                .running_since
-                .take()
-                .is_some_and(|since| since.elapsed() >= STEADY)
-            {
-                self.pauses.reset();
-            }
+            self.forgive_if_steady();
             self.is_exit_handled = true;
             let pause = self.pauses.next();
             self.not_before = Some(Instant::now() + pause);
@@ -438,6 +451,14 @@ impl Instance {
         }
         self.creating(placement, "starting again");
         self.start(placement, container).await
+    }
+
+    /// What has run for a while begins with short pauses again.
+    fn forgive_if_steady(&mut self) {
+        let since = self.running_since.take();
+        if since.is_some_and(|since| since.elapsed() >= STEADY) {
+            self.pauses.reset();
+        }
     }
 
     /// Stops and removes the container, if there is one of this node.
@@ -489,6 +510,13 @@ impl Instance {
             | RuntimeError::NameTaken
             | RuntimeError::Gone
             | RuntimeError::Refused(_)) => {
+                if self.overlay.has_changed().unwrap_or_default() {
+                    // NetManager went away, or came back, while Docker waited for it: what Docker says is about that.
+                    // The next step waits for NetManager where need be.
+                    self.overlay.mark_unchanged();
+                    debug!(service = %self.key.job_name, "once more, since the network has changed: {error}");
+                    return Next::Again;
+                }
                 self.has_failed = true;
                 self.report(placement, InstanceStatus::Failed, &error.to_string());
                 let until = Instant::now() + self.pauses.next();
@@ -525,6 +553,12 @@ impl Instance {
     fn report(&self, placement: &Placement, status: InstanceStatus, detail: &str) {
         self.engine.board.report(placement, status, detail);
     }
+}
+
+/// Whether no further attempt to start this very container can succeed: a Docker that was killed in the middle of
+/// starting it has left a task of its id in containerd, and knows nothing of it.
+fn is_stuck(error: &RuntimeError) -> bool {
+    matches!(error, RuntimeError::Refused(reason) if reason.starts_with("task ") && reason.ends_with(": already exists"))
 }
 
 /// Why this node never can run a placement.
@@ -571,6 +605,14 @@ mod tests {
         let reason = unfit(&placement("wasm", "x")).expect("reason");
         assert!(reason.contains("wasm"), "{reason}");
         assert!(unfit(&placement("docker", " ")).is_some());
+    }
+
+    #[test]
+    fn what_docker_left_half_started_is_not_tried_again() {
+        let refused = |reason: &str| is_stuck(&RuntimeError::Refused(reason.to_owned()));
+        assert!(refused("task ce4dc9839555abdc: already exists"));
+        assert!(!refused("network oakestra: already exists"));
+        assert!(!is_stuck(&RuntimeError::Gone));
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(crate) struct Container {
     /// `None` for a container that is not of this node.
     pub(crate) incarnation: Option<u64>,
     pub(crate) state: ContainerState,
+    /// Whether it has the network that it was made with, or gets it when it is started.
+    pub(crate) is_connected: bool,
     /// Where its output is kept, if it is a file.
     pub(crate) log_path: String,
     /// Bytes; 0 for no limit.

@@ -7,7 +7,7 @@ use lab::worker::{Instance, Worker};
 use crate::docker::{Docker, IMAGE};
 use crate::fixture::{DEADLINE, PLUGINS, SERVICE, Site, assert_nothing_left, driver_of, left, options_of};
 
-const TOKEN: &str = "it-is-the-server-that-says-this";
+pub const TOKEN: &str = "it-is-the-server-that-says-this";
 const ROUNDS: usize = 20;
 
 /// Makes the network of a worker's driver.
@@ -25,7 +25,7 @@ fn make_network(docker: &Docker, worker: &Worker) {
 }
 
 /// The argument that makes a container this instance.
-fn network_of(worker: &Worker, options: &[(&str, String)]) -> String {
+pub fn network_of(worker: &Worker, options: &[(&str, String)]) -> String {
     let options = options
         .iter()
         .map(|(name, value)| format!(",driver-opt={name}={value}"));
@@ -57,7 +57,7 @@ fn serve(docker: &Docker, site: &Site, name: &str) {
 }
 
 /// Links in the namespace of Docker's daemon, which is this process's.
-fn links() -> String {
+pub fn links() -> String {
     let output = std::process::Command::new("ip").args(["-br", "link"]).output();
     String::from_utf8_lossy(&output.expect("run").stdout).into_owned()
 }
@@ -66,12 +66,12 @@ fn exit_code(docker: &Docker, name: &str) -> String {
     docker.run(&["inspect", "--format", "{{.State.ExitCode}}", name])
 }
 
-fn endpoints(worker: &Worker) -> serde_json::Value {
+pub fn endpoints(worker: &Worker) -> serde_json::Value {
     worker.get("/endpoints").expect("listed")
 }
 
 /// A site with both networks, and a Docker that both nodes share.
-fn site(label: &str) -> (Site, Docker) {
+pub fn site(label: &str) -> (Site, Docker) {
     let site = Site::new(label, PLUGINS);
     let docker = Docker::start(site.lab.directory());
     for worker in [&site.near, &site.far] {
@@ -180,7 +180,7 @@ fn what_is_wrong_is_said_by_docker() {
         (with("oakestra.instance", "one"), "oakestra.instance is \"one\""),
         (
             with("oakestra.port_mappings", "80:http"),
-            "oakestra.port_mappings is \"80:http\"",
+            "oakestra.port_mappings is",
         ),
     ];
     for (options, text) in cases {

@@ -83,7 +83,7 @@ fn a_port_leads_to_its_container_as_long_as_there_is_one() {
     let other = Instance {
         number: 1,
         address: [10, 30, 1, 9].into(),
-        ..instance.clone()
+        ..instance
     };
     create(&docker, &site.near, &other, "other", "the-other-says-this");
     let refused = docker

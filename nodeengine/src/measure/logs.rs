@@ -6,8 +6,11 @@ use std::io::{self, Read, Seek, SeekFrom};
 use serde::Deserialize;
 
 /// How many bytes of the file are read. A line of the file is longer than the output in it, by its frame of a hundred
-/// bytes and by escapes, so this is enough for a kilobyte of output, however short its lines are.
+/// bytes and by escapes, so this is enough for a kilobyte of output in most cases.
 const WINDOW: usize = 64 * 1024;
+/// How many where that was not enough. A line holds 16 KiB of output at most, each byte as an escape of six at most;
+/// behind the last such line there may be a kilobyte of lines of one byte each.
+const LARGEST_WINDOW: usize = 256 * 1024;
 
 /// One line of the file.
 #[derive(Deserialize)]
@@ -20,10 +23,18 @@ pub(crate) fn tail(path: &str, limit: usize) -> String {
     if path.is_empty() {
         return String::new();
     }
-    read_end(path, WINDOW).map_or_else(
-        |_gone| String::new(),
-        |(bytes, is_whole)| output(&bytes, is_whole, limit),
-    )
+    let mut text = String::new();
+    for window in [WINDOW, LARGEST_WINDOW] {
+        let Ok((bytes, is_whole)) = read_end(path, window) else {
+            break;
+        };
+        text = output(&bytes, is_whole, limit);
+        // A character at the beginning may have been left out.
+        if is_whole || text.len() + 4 > limit {
+            break;
+        }
+    }
+    text
 }
 
 /// The last bytes of a file, and whether that is all of it.
@@ -84,6 +95,26 @@ mod tests {
             );
         }
         assert!(tail(path, 1024).ends_with("line 999 äöü€\n"));
+    }
+
+    #[test]
+    fn the_end_of_binary_output_in_long_lines_is_given() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("json.log");
+        let line = |output: &str| {
+            format!(
+                "{}\n",
+                json!({"log": output, "stream": "stdout", "time": "2026-01-01"})
+            )
+        };
+        // As Docker cuts output without an end of line.
+        let long = line(&"\0".repeat(16 * 1024));
+        assert!(long.len() > WINDOW);
+        let short = line("x").repeat(500);
+        for text in [format!("{long}{long}"), format!("{long}{long}{short}")] {
+            fs::write(&path, &text).expect("write");
+            assert_eq!(tail(path.to_str().expect("path"), 1024).len(), 1024);
+        }
     }
 
     #[test]

@@ -17,8 +17,8 @@ use bollard::query_parameters::{
     InspectNetworkOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
     StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
 };
-use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use protocol::job::{InstanceKey, Placement};
 use tokio::sync::Mutex;
 use tracing::{debug, info};
@@ -149,6 +149,43 @@ impl Docker {
         }
     }
 
+    /// That containers were taken off the node's network: by hand, and whenever one ends.
+    fn disconnections(
+        &self,
+        docker: bollard::Docker,
+    ) -> impl Stream<Item = Result<ContainerEvent, RuntimeError>> + Send + use<> {
+        let filter = [
+            ("type", "network".to_owned()),
+            ("event", "disconnect".to_owned()),
+            ("network", network_name(&self.settings.node)),
+        ];
+        let filters = filter.map(|(name, value)| (name.to_owned(), vec![value]));
+        let options = EventsOptionsBuilder::default()
+            .filters(&HashMap::from(filters))
+            .build();
+        let events = docker.events(Some(options)).map_err(refused);
+        events.try_filter_map(move |message| {
+            let docker = docker.clone();
+            async move {
+                let attributes = message.actor.and_then(|actor| actor.attributes);
+                let Some(container) = attributes.and_then(|mut attributes| attributes.remove("container"))
+                else {
+                    return Ok(None);
+                };
+                // Who it is, its labels say. One that is gone is told of otherwise.
+                let found = docker
+                    .inspect_container(&container, None::<InspectContainerOptions>)
+                    .await;
+                let labels = found.ok().and_then(|found| found.config?.labels);
+                Ok(labels.as_ref().and_then(key).map(|key| ContainerEvent {
+                    key,
+                    container,
+                    kind: ContainerEventKind::Disappeared,
+                }))
+            }
+        })
+    }
+
     fn name(&self, key: &InstanceKey) -> String {
         specification::container_name(&self.settings.node, key)
     }
@@ -165,11 +202,19 @@ impl Docker {
             .get(LABEL_INCARNATION)
             .and_then(|text| text.parse().ok())
             .filter(|_| is_ours);
+        let is_connected = match self.settings.network {
+            NetworkMode::Plain => true,
+            NetworkMode::Overlay => found
+                .network_settings
+                .and_then(|settings| settings.networks)
+                .is_some_and(|networks| networks.contains_key(&network_name(&self.settings.node))),
+        };
         let memory_limit = found.host_config.and_then(|host| host.memory).unwrap_or_default();
         Container {
             id: found.id.unwrap_or_default(),
             incarnation,
             state: state(found.state.unwrap_or_default()),
+            is_connected,
             log_path: found.log_path.unwrap_or_default(),
             memory_limit: memory_limit.try_into().unwrap_or_default(),
         }
@@ -369,16 +414,19 @@ impl Runtime for Docker {
     fn events(&self) -> BoxStream<'static, Result<ContainerEvent, RuntimeError>> {
         let docker = match self.client() {
             Ok(docker) => docker,
-            Err(error) => return futures_util::stream::iter([Err(error)]).boxed(),
+            Err(error) => return stream::iter([Err(error)]).boxed(),
         };
         let mut filters = self.by_node();
         filters.insert("type".to_owned(), vec!["container".to_owned()]);
         let options = EventsOptionsBuilder::default().filters(&filters).build();
-        docker
+        let of_containers = docker
             .events(Some(options))
             .map_err(refused)
-            .try_filter_map(|message| std::future::ready(Ok(event(message))))
-            .boxed()
+            .try_filter_map(|message| std::future::ready(Ok(event(message))));
+        match self.settings.network {
+            NetworkMode::Plain => of_containers.boxed(),
+            NetworkMode::Overlay => stream::select(of_containers, self.disconnections(docker)).boxed(),
+        }
     }
 
     fn usage(&self, container: &Container) -> Option<Usage> {

@@ -202,3 +202,28 @@ async fn a_node_waits_for_its_cluster_and_its_docker() {
     stage.expect(NAME, "RUNNING").await;
     stage.end(NAME).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_takes_long_does_not_keep_the_figures_of_others_back() {
+    let mut stage = Stage::set().await;
+    let other = "app.ns.other.ns";
+    stage.run(NAME, &json!({})).await;
+    stage.run(other, &json!({})).await;
+    stage.docker.stop().await;
+    stage.delete(NAME).await;
+    let node = &stage.node;
+    let is_noted = |path: &std::path::PathBuf| {
+        std::fs::read_to_string(path).is_ok_and(|record| record.contains("unwanted"))
+    };
+    eventually("the order is noted", || node.noted().iter().any(is_noted)).await;
+    stage.node.kill().await;
+    stage.cluster.forget();
+    stage.node.start();
+    let usage = |usage: &serde_json::Value| usage["incarnation"] == 65536;
+    stage.cluster.expect_usage(&stage.node.id, other, usage).await;
+    stage.cluster.expect_usage(&stage.node.id, NAME, usage).await;
+    stage.docker.start().await;
+    stage.expect(NAME, "UNDEPLOYED").await;
+    stage.expect(other, "RUNNING").await;
+    stage.end(other).await;
+}
