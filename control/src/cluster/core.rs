@@ -94,6 +94,8 @@ struct Instance {
     record: InstanceRecord,
     /// When the node was told last.
     sent: Option<Instant>,
+    /// When a node of another make reported it last.
+    reported: Option<Instant>,
     usage: Usage,
     usage_changed: bool,
 }
@@ -276,6 +278,7 @@ impl Instance {
         Self {
             record,
             sent: None,
+            reported: None,
             usage: Usage::default(),
             usage_changed: false,
         }

@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use protocol::cluster::{FromCluster, FromRoot, Lease};
 use protocol::network::{
-    InterestRemoval, PeersAcknowledgement, ServiceAnnouncement, SubnetMethod, SubnetRequest, TableQuery,
+    InterestRemoval, Lenient, PeersAcknowledgement, ServiceAnnouncement, SubnetMethod, SubnetRequest,
+    TableQuery,
 };
-use protocol::node::{Acknowledgement, JobReport, NodeInformation, Registered, ResourcesReport, topic};
+use protocol::node::{
+    Acknowledgement, JobReport, NodeInformation, Registered, ResourcesReport, ServiceUsage, topic,
+};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -170,7 +173,7 @@ impl Service {
                 }
             }
             "jobs/resources" => {
-                if let Some(message) = self.read::<ResourcesReport>(topic, payload) {
+                if let Some(message) = self.resources(topic, payload) {
                     self.event(|core| core.resources(node, message)).await;
                 }
             }
@@ -211,6 +214,26 @@ impl Service {
             }
             _ => debug!(topic, "message that nobody asked for"),
         }
+    }
+
+    /// Reads a report of everything on a node. An entry that cannot be read costs nobody but itself.
+    fn resources(&self, topic: &str, payload: &[u8]) -> Option<ResourcesReport> {
+        #[derive(serde::Deserialize)]
+        struct Entries {
+            services: Vec<Lenient<ServiceUsage>>,
+        }
+        let entries: Entries = self.read(topic, payload)?;
+        let services = entries.services.into_iter().filter_map(|entry| match entry {
+            Lenient::Read(usage) => Some(usage),
+            Lenient::Malformed { error, .. } => {
+                let skipped = self.malformed.fetch_add(1, Ordering::Relaxed) + 1;
+                warn!(topic, error, skipped, "entry skipped");
+                None
+            }
+        });
+        Some(ResourcesReport {
+            services: services.collect(),
+        })
     }
 
     fn read<T: DeserializeOwned>(&self, topic: &str, payload: &[u8]) -> Option<T> {

@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::drive::{Wire, WireRead, WireWrite, drive, first_frame, write_frame};
 use super::{Counters, Handler, LARGEST_FRAME, Outbox, Timing, WireError, WireEvent};
@@ -71,6 +71,7 @@ impl Client {
         stop: &CancellationToken,
     ) {
         let mut failures = 0;
+        let mut told = String::new();
         while !stop.is_cancelled() {
             let mut greeted = false;
             let reason = self.once(connect, handler, welcomed, &mut greeted, stop).await;
@@ -79,16 +80,15 @@ impl Client {
             }
             failures = if greeted { 0 } else { failures + 1 };
             let pause = pause(&self.timing, failures);
-            match &reason {
-                WireError::Refused(message) => warn!(%message, ?pause, "the root refuses this cluster"),
-                WireError::Closed
-                | WireError::Broken(_)
-                | WireError::Silent(_)
-                | WireError::Replaced
-                | WireError::Numbers(_)
-                | WireError::NotTaken(_)
-                | WireError::Handshake(_) => info!(%reason, ?pause, "not connected to the root"),
+            let text = reason.to_string();
+            if text == told {
+                debug!(%reason, ?pause, "still not connected to the root");
+            } else if matches!(reason, WireError::Refused(_)) {
+                warn!(%reason, ?pause, "the root does not want this cluster");
+            } else {
+                info!(%reason, ?pause, "not connected to the root");
             }
+            told = if greeted { String::new() } else { text };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}

@@ -403,6 +403,49 @@ async fn what_other_clusters_have_comes_from_the_root() {
 }
 
 #[tokio::test]
+async fn a_service_without_instances_has_addresses() {
+    let play = Play::set().await;
+    let query = TableQuery {
+        sname: String::new(),
+        sip: "10.30.61.1".to_owned(),
+    };
+    let table = json!({"app_name": "app.ns.empty.ns", "instance_list": [], "query_key": "",
+        "service_ip": [{"IpType": "RR", "Address": "10.30.61.1", "Address_v6": ""}]});
+    let table = serde_json::from_value(table).expect("table");
+    play.stage.root.known.lock().expect("known").tables = vec![(query, table)];
+    let result = play.near.query("", "10.30.61.1").await;
+    assert_eq!(result["app_name"], "app.ns.empty.ns");
+    assert_eq!(result["instance_list"], json!([]));
+    assert_eq!(result["service_ip"][0]["Address"], "10.30.61.1");
+}
+
+#[tokio::test]
+async fn a_node_that_registers_from_elsewhere_is_found_there() {
+    let play = Play::set().await;
+    assert!(
+        play.near
+            .subscribe(&format!("jobs/{NGINX}/updates_available"))
+            .await
+    );
+    play.far
+        .say(
+            "net/service/address-changed",
+            &json!({"appname": NGINX, "status": "", "instance_number": 0, "nsip": "", "nsipv6": "",
+                "host_port": "50103", "host_ip": "192.0.2.11"}),
+        )
+        .await;
+    play.far.query("", "nonsense").await;
+    play.near.query(NGINX, "").await;
+    let body = json!({"id": N2, "node_key": format!("key of {N2}"), "host": "two", "ip": "192.0.2.77", "vcpus": 2,
+        "memory_total": 1000, "virtualization": ["docker"]});
+    let (code, _) = play.stage.post("/api/node/register", &body.to_string()).await;
+    assert_eq!(code, 200);
+    play.near.expect("updates_available", |_| true).await;
+    let row = play.near.query(NGINX, "").await["instance_list"][0].clone();
+    assert_eq!(row["host_ip"], "192.0.2.77");
+}
+
+#[tokio::test]
 async fn a_root_that_is_away_makes_answers_empty_and_not_late() {
     let play = Play::set().await;
     play.stage.root.leave().await;

@@ -186,6 +186,8 @@ async fn requests_that_make_no_sense_are_answered_with_a_sentence() {
         assert_eq!(answer["path"], path);
         assert!(!answer["message"].as_str().expect("a sentence").is_empty());
     }
+    let (code, answer) = stage.post("/api/node/register", &" ".repeat(2 << 20)).await;
+    assert_eq!((code, &answer["code"]), (413, &json!(413)));
     stage.register(N1, "one").await;
 }
 
@@ -337,6 +339,12 @@ async fn what_cannot_be_read_stops_nothing() {
         }
         manager.say_raw(rest, vec![0xff, 0xfe]).await;
     }
+    manager
+        .say(
+            "jobs/resources",
+            &json!({"services": [{"job_name": "nonsense"}, 7]}),
+        )
+        .await;
     manager
         .say(
             "job",

@@ -287,12 +287,13 @@ async fn wishes_and_new_sessions_at_once_are_each_said_once() {
         })
     };
     // Each session replaces the one before it, in the middle of what it was told.
+    let mut sessions = vec![cluster];
     for round in 1..=5 {
         let some = |document: &serde_json::Value| {
             document["next_instance_progressive_number"].as_u64() >= Some(round * 8)
         };
         admin.until(&id, "some wishes", some).await;
-        cluster = Cluster::ready(root.address, "c1").await.0;
+        sessions.push(Cluster::ready(root.address, "c1").await.0);
     }
     let (mut last, desired) = Cluster::ready(root.address, "c1").await;
     let mut told: Vec<u32> = desired

@@ -170,10 +170,11 @@ impl Cluster {
     }
 
     pub async fn next_deploy(&mut self) -> Placement {
-        match self.next().await {
-            FromRoot::Deploy { placement } => *placement,
-            other => panic!("not a deploy: {other:?}"),
-        }
+        let message = self.next().await;
+        let FromRoot::Deploy { placement } = message else {
+            panic!("not a deploy: {message:?}");
+        };
+        *placement
     }
 
     /// Says how a placement fares.

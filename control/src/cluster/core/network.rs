@@ -101,6 +101,11 @@ impl Core {
         }
         node.record.tunnel = tunnel;
         self.dirty.nodes.insert(id.to_owned());
+        self.moved(id);
+    }
+
+    /// The tunnel of a node ends somewhere else.
+    pub(super) fn moved(&mut self, id: &str) {
         let there = self.instances.iter().filter(|(_, instance)| instance.is_on(id));
         let there = there.filter(|(_, instance)| instance.record.attached.is_some());
         let there: Vec<InstanceKey> = there.map(|(key, _)| key.clone()).collect();

@@ -10,7 +10,7 @@ use protocol::node::NodeInformation;
 use serde::Serialize;
 use tracing::{info, warn};
 
-use super::super::records::NodeRecord;
+use super::super::records::{NodeRecord, Tunnel};
 use super::super::secret::{self, Digest};
 use super::{Core, Node, Stop};
 use crate::scheduler::{Candidate, Tier, host_ports};
@@ -61,16 +61,21 @@ impl Core {
         let key = information.node_key.take().map(Digest::of);
         let id = self.identify(&information, key.as_ref());
         let password = secret::secret();
+        let rows_before = self.rows_of_node(&id);
         let before = self.nodes.remove(&id);
         let (mut passwords, lease, tunnel, was_active) = match before {
             Some(node) => {
                 let active = node.is_active();
-                (
-                    node.record.passwords,
-                    node.record.lease,
-                    node.record.tunnel,
-                    active,
-                )
+                // A tunnel that ended at the node's address ends at its new one.
+                let ended = node.address();
+                let tunnel = node
+                    .record
+                    .tunnel
+                    .map(|tunnel| match named(&information).or(address) {
+                        Some(address) if Some(tunnel.address) == ended => Tunnel { address, ..tunnel },
+                        Some(_) | None => tunnel,
+                    });
+                (node.record.passwords, node.record.lease, tunnel, active)
             }
             None => (Vec::new(), None, None, false),
         };
@@ -96,6 +101,9 @@ impl Core {
         self.dirty.nodes.insert(id.clone());
         if !was_active {
             self.room = true;
+        }
+        if !rows_before.is_empty() && self.rows_of_node(&id) != rows_before {
+            self.moved(&id);
         }
         self.tell_capacity();
         Registration {
@@ -397,6 +405,10 @@ impl Core {
 impl Node {
     /// The address that it names, or came from.
     pub(super) fn address(&self) -> Option<IpAddr> {
-        self.record.information.ip.parse().ok().or(self.record.address)
+        named(&self.record.information).or(self.record.address)
     }
+}
+
+fn named(information: &NodeInformation) -> Option<IpAddr> {
+    information.ip.parse().ok()
 }

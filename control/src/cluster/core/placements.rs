@@ -11,6 +11,9 @@ use super::super::records::{InstanceRecord, StopKey, StopRecord};
 use super::{Core, Instance, Stop};
 use crate::scheduler::{MostUnreserved, choose};
 
+/// How many times longer nodes of other makes may take.
+const FOR_OTHER_MAKES: u32 = 12;
+
 impl Core {
     /// The root wants one more. Said again, it changes nothing.
     pub fn deploy(&mut self, placement: Placement) {
@@ -48,7 +51,11 @@ impl Core {
             Some(_) => info!(instance = %name(key), incarnation, "a later placement stays"),
             None => {
                 // Maybe it was said before and the root has not heard that it is done; else nothing is there.
-                let pending = self.stops.values_mut().find(|stop| stop.record.key == *key);
+                let of_this = |number: u64| number / INCARNATION_STEP == incarnation / INCARNATION_STEP;
+                let pending = self
+                    .stops
+                    .values_mut()
+                    .find(|stop| stop.record.key == *key && stop.record.incarnation.is_some_and(of_this));
                 match pending {
                     Some(stop) => stop.record.report = true,
                     None => self.tell_undeployed(key.clone(), incarnation, String::new()),
@@ -304,7 +311,7 @@ impl Core {
                 let record = &instance.record;
                 !record.acknowledged
                     && record.node.as_deref().is_some_and(is_active)
-                    && self.is_due(instance.sent)
+                    && self.is_due_to(record.node.as_deref(), instance.sent)
             })
             .map(|(key, _)| key.clone())
             .collect();
@@ -320,6 +327,21 @@ impl Core {
         for key in stops {
             self.send_stop(&key);
         }
+    }
+
+    /// Whether an order that was sent then is to be sent again. Nodes of other makes do not acknowledge, and do not
+    /// expect to hear it twice: they get much longer.
+    pub(super) fn is_due_to(&self, node: Option<&str>, sent: Option<std::time::Instant>) -> bool {
+        let patience = if node.is_some_and(|node| self.is_of_another_make(node)) {
+            self.patience.resend * FOR_OTHER_MAKES
+        } else {
+            self.patience.resend
+        };
+        sent.is_none_or(|sent| self.now.duration_since(sent) >= patience)
+    }
+
+    fn is_of_another_make(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|node| node.record.key.is_none())
     }
 
     /// Whether a command that was sent then is to be sent again.

@@ -138,6 +138,8 @@ impl Core {
     fn used(&mut self, node: &str, key: &InstanceKey, usage: ServiceUsage) {
         let status = usage.status.unwrap_or(InstanceStatus::Running);
         self.status(node, key, status, usage.status_detail);
+        let now = self.now;
+        let keyless = self.nodes.get(node).is_some_and(|node| node.record.key.is_none());
         let Some(instance) = self.instances.get_mut(key) else {
             return;
         };
@@ -147,6 +149,9 @@ impl Core {
             disk: usage.disk,
             logs: usage.logs,
         };
+        if keyless {
+            instance.reported = Some(now);
+        }
         instance.usage_changed |= instance.usage != usage;
         instance.usage = usage;
     }
@@ -199,7 +204,8 @@ impl Core {
                 instance.is_on(node)
                     && record.acknowledged
                     && record.status != InstanceStatus::Completed
-                    && self.is_due(instance.sent)
+                    // Nodes of other makes report about each runtime on its own.
+                    && self.is_due_to(Some(node), instance.sent.max(instance.reported))
                     && !has(key, Some(record.incarnation))
             })
             .map(|(key, _)| key.clone())

@@ -130,6 +130,7 @@ fn every_step_of_a_lost_node_counts_up_until_the_numbers_are_the_roots() {
 #[test]
 fn a_report_without_what_was_acknowledged_brings_a_new_order() {
     let mut play = Play::with_nodes(1);
+    play.give_key("n0");
     play.deploy("a", FIRST);
     play.acknowledge("n0", Command::Deploy, "a", FIRST);
     play.published();
@@ -139,6 +140,65 @@ fn a_report_without_what_was_acknowledged_brings_a_new_order() {
     play.published();
     play.core.resources("n0", ResourcesReport::default());
     assert_eq!(play.published()[0].0, "nodes/n0/control/deploy");
+}
+
+#[test]
+fn nodes_of_other_makes_are_not_pressed() {
+    let mut play = Play::with_nodes(1);
+    play.deploy("a", FIRST);
+    play.published();
+    let alive = json!({"services": []});
+    let running = json!({"services": [{"job_name": "a.b.a.d", "instance": 0, "virtualization": "docker"}]});
+    let say = |play: &mut Play, report: &Value| {
+        play.later(play.core.patience.resend);
+        let report = serde_json::from_value(report.clone()).expect("report");
+        play.core.resources("n0", report);
+        play.published()
+    };
+    assert_eq!(say(&mut play, &alive), [], "it may be pulling an image");
+    assert_eq!(say(&mut play, &running), []);
+    assert_eq!(
+        play.core.instances[&placement("a", FIRST).key()].record.status,
+        InstanceStatus::Running
+    );
+    for _ in 0..11 {
+        assert_eq!(say(&mut play, &alive), [], "a report of another runtime");
+    }
+    assert_eq!(say(&mut play, &alive)[0].0, "nodes/n0/control/deploy");
+}
+
+#[test]
+fn the_root_hears_of_the_end_of_what_it_ended() {
+    let mut play = Play::with_nodes(1);
+    play.deploy("a", FIRST);
+    play.deploy("a", 2 * FIRST);
+    play.effects();
+    let key = placement("a", FIRST).key();
+    let undeployed = |root: Vec<FromCluster>| -> Vec<u64> {
+        let of = |message| match message {
+            FromCluster::Instance { report } if report.status == InstanceStatus::Undeployed => {
+                Some(report.incarnation)
+            }
+            FromCluster::State { .. }
+            | FromCluster::Capacity { .. }
+            | FromCluster::Instance { .. }
+            | FromCluster::Refusal { .. }
+            | FromCluster::LeaseRequest { .. }
+            | FromCluster::Lookup { .. } => None,
+        };
+        root.into_iter().filter_map(of).collect()
+    };
+    play.core.undeploy(&key, 2 * FIRST);
+    assert!(undeployed(play.effects().1).is_empty());
+    play.acknowledge("n0", Command::Delete, "a", FIRST);
+    assert!(
+        undeployed(play.effects().1).is_empty(),
+        "nobody asked about that one"
+    );
+    play.acknowledge("n0", Command::Delete, "a", 2 * FIRST);
+    assert_eq!(undeployed(play.effects().1), [2 * FIRST]);
+    play.core.undeploy(&key, 3 * FIRST);
+    assert_eq!(undeployed(play.effects().1), [3 * FIRST], "it never was");
 }
 
 #[test]
@@ -220,6 +280,12 @@ impl Play {
         core.connected(true);
         core.take_effects().expect("effects");
         Self { core }
+    }
+
+    /// Makes the node one of this make.
+    fn give_key(&mut self, node: &str) {
+        let node = self.core.nodes.get_mut(node).expect("it is there");
+        node.record.key = Some(crate::cluster::secret::Digest::of("key"));
     }
 
     fn deploy(&mut self, name: &str, incarnation: u64) {

@@ -83,3 +83,52 @@ async fn one_form(response: Response, path: String) -> Response {
     }
     replaced.map(Body::new)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::IntoFuture;
+
+    use axum::Router;
+    use axum::middleware::from_fn;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn panics() -> StatusCode {
+        panic!("a test")
+    }
+
+    async fn plain() -> (StatusCode, &'static str) {
+        (StatusCode::IM_A_TEAPOT, "short and stout")
+    }
+
+    #[tokio::test]
+    async fn panics_and_plain_texts_become_the_one_body() {
+        let router = Router::new()
+            .route("/panics", get(panics))
+            .route("/plain", get(plain))
+            .layer(from_fn(guard));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let address = listener.local_addr().expect("address");
+        let serving = tokio::spawn(axum::serve(listener, router).into_future());
+        for (path, status, message) in [
+            ("/panics", 500, "its log says why"),
+            ("/plain", 418, "short and stout"),
+        ] {
+            let mut stream = TcpStream::connect(address).await.expect("connect");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: root\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("send");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert!(head.contains("access-control-allow-origin: *"), "{answer}");
+            let body: ErrorBody = serde_json::from_str(body).expect("the one body");
+            assert_eq!(body.code, status);
+            assert!(body.message.contains(message), "{body:?}");
+        }
+        serving.abort();
+    }
+}
