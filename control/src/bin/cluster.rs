@@ -20,7 +20,7 @@ use tracing_subscriber::EnvFilter;
 #[command(version)]
 struct Arguments {
     /// Folder under which all state lies.
-    #[arg(long, default_value = "/")]
+    #[arg(long, env = "OAKESTRA_ROOT", default_value = "/")]
     root: PathBuf,
     /// Where nodes register.
     #[arg(long, default_value = "0.0.0.0:10100")]
@@ -49,17 +49,18 @@ struct Arguments {
     /// Seconds of silence after which the root counts as away.
     #[arg(long, default_value = "6", value_parser = seconds, hide = true)]
     root_silence: Duration,
+    /// What is logged: error, warn, info, debug or trace, also by module, such as info,control::session=debug.
+    #[arg(long, env = "RUST_LOG", default_value = "info,rmqtt=warn")]
+    log: String,
 }
 
 fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
     tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,rmqtt=warn")),
-        )
+        .with_env_filter(EnvFilter::try_new(&arguments.log).context("--log")?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let arguments = Arguments::parse();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -146,11 +146,11 @@ impl Stage {
     }
 
     pub async fn get(&self, path: &str) -> (u16, Value) {
-        request(self.http, "GET", path, "").await
+        request(self.http, "GET", path, "", "").await
     }
 
     pub async fn post(&self, path: &str, body: &str) -> (u16, Value) {
-        request(self.http, "POST", path, body).await
+        request(self.http, "POST", path, body, "").await
     }
 
     /// Registers a node with two cores.
@@ -178,7 +178,7 @@ impl Drop for Stage {
 }
 
 /// A free port of the loopback interface.
-fn free_port() -> SocketAddr {
+pub fn free_port() -> SocketAddr {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     listener.local_addr().expect("an address")
 }
@@ -190,13 +190,14 @@ pub async fn within<T>(what: &str, happens: impl Future<Output = T>) -> T {
     }
 }
 
-async fn request(to: SocketAddr, method: &str, path: &str, body: &str) -> (u16, Value) {
+/// One request; `token` may be empty.
+pub async fn request(to: SocketAddr, method: &str, path: &str, body: &str, token: &str) -> (u16, Value) {
     within(path, async {
         let mut stream = TcpStream::connect(to).await.expect("connection");
         let length = body.len();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: {length}\r\n\r\n{body}"
+             authorization: Bearer {token}\r\ncontent-length: {length}\r\n\r\n{body}"
         );
         stream.write_all(head.as_bytes()).await.expect("request");
         let mut answer = String::new();

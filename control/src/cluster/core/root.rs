@@ -1,12 +1,15 @@
 //! What the root says, and what it is asked.
 
-use protocol::cluster::{FromCluster, FromRoot, Lease};
+use protocol::cluster::{FromCluster, FromRoot, InstanceReport, Lease};
+use protocol::instance::InstanceStatus;
 use protocol::network::{ServiceName, TableQuery, TableResult, UpdateKind};
 use protocol::node::of_overlay_name;
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use super::super::records::StopRecord;
 use super::Core;
+use super::placements::bare_report;
 
 impl Core {
     /// The root has told this cluster its id.
@@ -37,7 +40,16 @@ impl Core {
     /// Everything there is to say at the beginning of a session.
     pub fn snapshot(&mut self) -> Vec<FromCluster> {
         self.capacity_told = self.now;
-        let instances = self.instances.keys().filter_map(|key| self.report(key)).collect();
+        let mut instances: Vec<InstanceReport> =
+            self.instances.keys().filter_map(|key| self.report(key)).collect();
+        // What a node has not stopped yet is still there, and its addresses with it.
+        let stopping = self
+            .stops
+            .values()
+            .map(|stop| &stop.record)
+            .filter(|stop| stop.report);
+        let stopping = stopping.filter(|stop| !self.instances.contains_key(&stop.key));
+        instances.extend(stopping.map(still_there));
         let mut messages = vec![FromCluster::State {
             capacity: self.capacity(),
             instances,
@@ -170,5 +182,15 @@ impl Core {
             // Who waited may have answered already.
             waiter.send(()).unwrap_or_default();
         }
+    }
+}
+
+/// What the root hears of a placement that is being stopped.
+fn still_there(stop: &StopRecord) -> InstanceReport {
+    InstanceReport {
+        status: InstanceStatus::Running,
+        status_detail: "is being stopped".to_owned(),
+        worker_id: stop.node.clone(),
+        ..bare_report(stop.key.clone(), stop.incarnation.unwrap_or_default())
     }
 }
