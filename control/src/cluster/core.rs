@@ -231,6 +231,7 @@ impl Core {
     /// Time has passed.
     pub fn tick(&mut self) {
         self.find_silent_nodes();
+        self.tell_stops_of_silent_nodes();
         self.move_from_lost_nodes();
         self.send_overdue_commands();
         self.send_overdue_peers();

@@ -202,6 +202,29 @@ fn the_root_hears_of_the_end_of_what_it_ended() {
 }
 
 #[test]
+fn nobody_waits_for_the_end_on_a_node_that_has_died() {
+    let mut play = Play::with_nodes(1);
+    play.deploy("a", FIRST);
+    let key = placement("a", FIRST).key();
+    let ends = |play: &mut Play| {
+        let ends = |message: &FromCluster| matches!(message, FromCluster::Instance { report } if report.status == InstanceStatus::Undeployed);
+        play.effects().1.iter().filter(|message| ends(message)).count()
+    };
+    // Dead, but nobody knows yet.
+    play.core.undeploy(&key, FIRST);
+    assert_eq!(ends(&mut play), 0);
+    play.later(play.core.patience.silence);
+    assert_eq!(ends(&mut play), 1);
+    // The root has not heard it, and asks again.
+    play.core.undeploy(&key, FIRST);
+    play.later(Duration::ZERO);
+    assert_eq!(ends(&mut play), 1);
+    play.later(play.core.patience.silence);
+    assert_eq!(ends(&mut play), 0);
+    assert_eq!(play.core.stops.len(), 1, "the node is told when it comes back");
+}
+
+#[test]
 fn completed_is_completed() {
     let mut play = Play::with_nodes(1);
     play.deploy("a", FIRST);
