@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::Settings;
-use super::broker::{Accounts, Broker, Tapped};
+use super::broker::{Accounts, Broker, Share, Tapped};
 use super::core::{Core, NodeView, Patience};
 use crate::session::{Handler, NotTaken, Outbox};
 use crate::store::Store;
@@ -148,19 +148,19 @@ impl Service {
     }
 
     /// Something came out of the broker.
-    pub(super) async fn tapped(self: &Arc<Self>, tapped: Tapped) {
+    pub(super) async fn tapped(self: &Arc<Self>, tapped: Tapped, share: Share) {
         match tapped {
             Tapped::Subscribed { node, filter } => self.event(|core| core.subscribed(&node, &filter)).await,
             Tapped::Message { topic, payload } => {
                 let Some((node, rest)) = topic::node_of(&topic) else {
                     return;
                 };
-                self.message(node, rest, &topic, &payload).await;
+                self.message(node, rest, &topic, &payload, share).await;
             }
         }
     }
 
-    async fn message(self: &Arc<Self>, node: &str, rest: &str, topic: &str, payload: &[u8]) {
+    async fn message(self: &Arc<Self>, node: &str, rest: &str, topic: &str, payload: &[u8], share: Share) {
         match rest {
             "information" => {
                 if let Some(message) = self.read::<NodeInformation>(topic, payload) {
@@ -199,7 +199,7 @@ impl Service {
             }
             "net/tablequery/request" => {
                 if let Some(message) = self.read::<TableQuery>(topic, payload) {
-                    self.query(node.to_owned(), message).await;
+                    self.query(node.to_owned(), message, share).await;
                 }
             }
             "net/interest/remove" => {
@@ -226,8 +226,7 @@ impl Service {
         let services = entries.services.into_iter().filter_map(|entry| match entry {
             Lenient::Read(usage) => Some(usage),
             Lenient::Malformed { error, .. } => {
-                let skipped = self.malformed.fetch_add(1, Ordering::Relaxed) + 1;
-                warn!(topic, error, skipped, "entry skipped");
+                self.skipped(topic, &error, "entry skipped");
                 None
             }
         });
@@ -240,15 +239,25 @@ impl Service {
         match serde_json::from_slice(payload) {
             Ok(message) => Some(message),
             Err(error) => {
-                let skipped = self.malformed.fetch_add(1, Ordering::Relaxed) + 1;
-                warn!(topic, %error, skipped, "message skipped");
+                self.skipped(topic, &error, "message skipped");
                 None
             }
         }
     }
 
-    /// Answers a question of a node, without holding up anything else.
-    async fn query(self: &Arc<Self>, node: String, query: TableQuery) {
+    /// Logs ever more rarely, so that no node can fill a disk.
+    fn skipped(&self, topic: &str, error: &dyn std::fmt::Display, what: &str) {
+        let skipped = self.malformed.fetch_add(1, Ordering::Relaxed) + 1;
+        if skipped <= 64 || skipped.is_power_of_two() {
+            warn!(topic, %error, skipped, "{what}");
+        } else {
+            debug!(topic, %error, skipped, "{what}");
+        }
+    }
+
+    /// Answers a question of a node, without holding up anything else. Until then the question has a share of what the
+    /// node may say.
+    async fn query(self: &Arc<Self>, node: String, query: TableQuery, share: Share) {
         let Ok(permit) = Arc::clone(&self.queries).acquire_owned().await else {
             return;
         };
@@ -257,7 +266,7 @@ impl Service {
             if let Err(NotStored) = service.answer(&node, &query).await {
                 debug!(node, "question lost with the process");
             }
-            drop(permit);
+            drop((permit, share));
         });
     }
 

@@ -241,6 +241,9 @@ impl Row for Cluster {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
     pub id: String,
+    /// Digest of the node's own secret; absent for a node that has none.
+    #[serde(default)]
+    pub key: Option<String>,
     pub lease: Lease,
 }
 

@@ -302,6 +302,7 @@ async fn nodes_keep_their_addresses_and_services_are_looked_up() {
     for node in ["n1", "n2", "n1"] {
         c1.send(FromCluster::LeaseRequest {
             node_id: node.to_owned(),
+            key: Some("secret".to_owned()),
         })
         .await;
         let FromRoot::Lease { node_id, lease } = c1.next().await else {
@@ -316,6 +317,7 @@ async fn nodes_keep_their_addresses_and_services_are_looked_up() {
     assert_ne!(leases[0].instance_ip, leases[1].instance_ip);
     c1.send(FromCluster::LeaseRequest {
         node_id: "../x".to_owned(),
+        key: None,
     })
     .await;
     assert!(matches!(c1.next().await, FromRoot::LeaseRefused { .. }));
