@@ -55,6 +55,7 @@ struct Arguments {
 }
 
 fn main() -> anyhow::Result<()> {
+    give_memory_back();
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_new(&arguments.log).context("--log")?;
     tracing_subscriber::fmt()
@@ -70,6 +71,24 @@ fn main() -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?;
     runtime.block_on(serve(arguments))
+}
+
+/// Has large blocks, such as those that hashing a password takes, go back to the system when they are freed: else the
+/// allocator learns from the first one to keep the later ones, one for each thread that ever hashed.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGE: libc::c_int = 256 * 1024;
+        const POOLS: libc::c_int = 2;
+        // SAFETY: this sets two numbers of the allocator, while there is no other thread yet.
+        let accepted = unsafe {
+            [
+                libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE),
+                libc::mallopt(libc::M_ARENA_MAX, POOLS),
+            ]
+        };
+        debug_assert_eq!(accepted, [1, 1], "glibc takes these two");
+    }
 }
 
 async fn serve(arguments: Arguments) -> anyhow::Result<()> {

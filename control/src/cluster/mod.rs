@@ -162,7 +162,10 @@ impl Cluster {
                 () = stop.cancelled() => break Ok(()),
                 () = failed.cancelled() => break Err(anyhow::anyhow!("the state cannot be stored")),
                 message = tapped.recv() => match message {
-                    Some((message, share)) => service.tapped(message, share).await,
+                    Some((message, share)) => {
+                        service.tapped(message).await;
+                        drop(share);
+                    }
                     None => break Err(anyhow::anyhow!("the broker has ended")),
                 },
                 _ = ticks.tick() => service.tick().await,

@@ -1,5 +1,6 @@
 //! Carries out what the core decides, one event after the other.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +22,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::Settings;
-use super::broker::{Accounts, Broker, Share, Tapped};
+use super::broker::{Accounts, Broker, Tapped};
 use super::core::{Core, NodeView, Patience};
 use crate::session::{Handler, NotTaken, Outbox};
 use crate::store::Store;
 
-/// Questions of nodes that are being answered at the same time; more wait at the broker.
-const QUERIES: usize = 512;
+/// Questions of one node that are being answered at the same time. It asks again for what is left out, and nobody else
+/// waits for it.
+const QUERIES: usize = 256;
 /// How long a registration waits for the root's addresses.
 const LEASE: Duration = Duration::from_secs(5);
 
@@ -42,7 +44,8 @@ pub(super) struct Service {
     name: String,
     /// As the root has told it last.
     cluster_id: Mutex<String>,
-    queries: Arc<Semaphore>,
+    /// By node: how many more questions of it can be answered at the same time.
+    queries: Mutex<HashMap<String, Arc<Semaphore>>>,
     malformed: AtomicU64,
     failed: CancellationToken,
 }
@@ -83,7 +86,7 @@ impl Service {
             patience: settings.patience.clone(),
             name: settings.name.clone(),
             cluster_id: Mutex::default(),
-            queries: Arc::new(Semaphore::new(QUERIES)),
+            queries: Mutex::default(),
             malformed: AtomicU64::new(0),
             failed: CancellationToken::new(),
         }
@@ -148,19 +151,19 @@ impl Service {
     }
 
     /// Something came out of the broker.
-    pub(super) async fn tapped(self: &Arc<Self>, tapped: Tapped, share: Share) {
+    pub(super) async fn tapped(self: &Arc<Self>, tapped: Tapped) {
         match tapped {
             Tapped::Subscribed { node, filter } => self.event(|core| core.subscribed(&node, &filter)).await,
             Tapped::Message { topic, payload } => {
                 let Some((node, rest)) = topic::node_of(&topic) else {
                     return;
                 };
-                self.message(node, rest, &topic, &payload, share).await;
+                self.message(node, rest, &topic, &payload).await;
             }
         }
     }
 
-    async fn message(self: &Arc<Self>, node: &str, rest: &str, topic: &str, payload: &[u8], share: Share) {
+    async fn message(self: &Arc<Self>, node: &str, rest: &str, topic: &str, payload: &[u8]) {
         match rest {
             "information" => {
                 if let Some(message) = self.read::<NodeInformation>(topic, payload) {
@@ -199,7 +202,7 @@ impl Service {
             }
             "net/tablequery/request" => {
                 if let Some(message) = self.read::<TableQuery>(topic, payload) {
-                    self.query(node.to_owned(), message, share).await;
+                    self.query(node.to_owned(), message);
                 }
             }
             "net/interest/remove" => {
@@ -255,10 +258,15 @@ impl Service {
         }
     }
 
-    /// Answers a question of a node, without holding up anything else. Until then the question has a share of what the
-    /// node may say.
-    async fn query(self: &Arc<Self>, node: String, query: TableQuery, share: Share) {
-        let Ok(permit) = Arc::clone(&self.queries).acquire_owned().await else {
+    /// Answers a question of a node, without holding up anything else.
+    fn query(self: &Arc<Self>, node: String, query: TableQuery) {
+        let room = {
+            let mut queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new(QUERIES));
+            Arc::clone(queries.entry(node.clone()).or_insert_with(new))
+        };
+        let Ok(permit) = room.try_acquire_owned() else {
+            debug!(node, "too many questions at the same time");
             return;
         };
         let service = Arc::clone(self);
@@ -266,7 +274,7 @@ impl Service {
             if let Err(NotStored) = service.answer(&node, &query).await {
                 debug!(node, "question lost with the process");
             }
-            drop((permit, share));
+            drop(permit);
         });
     }
 

@@ -53,18 +53,27 @@ fn place(draft: &mut Draft<'_>, id: &InstanceId, counts: &mut HashMap<String, u3
     };
     let (mut instance, service) = (instance.clone(), service.clone());
     let refused = draft.live.refused.get(id).cloned().unwrap_or_default();
-    let candidates: Vec<Candidate> = draft
-        .clusters
-        .iter()
-        .filter(|cluster| !refused.contains_key(&cluster.id))
-        .map(|cluster| {
-            let live = draft.live.clusters.get(&cluster.id);
-            let connected = live.is_some_and(|live| live.connected);
-            let room = live.map(super::live::LiveCluster::room).unwrap_or_default();
+    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut reasons: Vec<String> = Vec::new();
+    for cluster in draft.clusters.iter() {
+        let live = draft.live.clusters.get(&cluster.id).filter(|live| live.connected);
+        if let Some((status, detail)) = refused.get(&cluster.id) {
+            reasons.push(format!("{}: {status}: {detail}", cluster.name));
+        } else if let Some(live) = live.filter(|live| live.capacity.active_nodes > 0) {
             let count = counts.get(&cluster.id).copied().unwrap_or(0);
-            Candidate::cluster(&cluster.id, &cluster.name, connected, &room, count)
-        })
-        .collect();
+            candidates.push(Candidate::cluster(
+                &cluster.id,
+                &cluster.name,
+                true,
+                &live.room(),
+                count,
+            ));
+        } else if live.is_some() {
+            reasons.push(format!("{}: it has no active node", cluster.name));
+        } else {
+            reasons.push(format!("{}: it is not connected", cluster.name));
+        }
+    }
     let before = (instance.status, instance.status_detail.clone());
     match choose(&MostUnreserved, &service.job, &candidates) {
         Ok(chosen) => {
@@ -81,16 +90,8 @@ fn place(draft: &mut Draft<'_>, id: &InstanceId, counts: &mut HashMap<String, u3
             draft.instances.put(instance);
         }
         Err(nowhere) => {
-            let mut reasons: Vec<String> = Vec::new();
             if !nowhere.refusals.is_empty() {
                 reasons.push(nowhere.to_string());
-            }
-            for (cluster, (status, detail)) in &refused {
-                let name = draft
-                    .clusters
-                    .get(cluster)
-                    .map_or(cluster.as_str(), |cluster| &cluster.name);
-                reasons.push(format!("{name}: {status}: {detail}"));
             }
             instance.status = status_nowhere(draft, &service.job);
             instance.status_detail = if reasons.is_empty() {

@@ -403,6 +403,26 @@ async fn what_other_clusters_have_comes_from_the_root() {
 }
 
 #[tokio::test]
+async fn a_node_that_asks_too_much_keeps_nobody_waiting() {
+    let play = Play::set().await;
+    play.stage.root.known.lock().expect("known").withholds_tables = true;
+    for number in 0..1500_u32 {
+        let sip = std::net::Ipv4Addr::from_bits(0x0a1e_8000 + number).to_string();
+        let question = json!({"sname": "", "sip": sip});
+        play.near.say("net/tablequery/request", &question).await;
+    }
+    let before = std::time::Instant::now();
+    assert_eq!(play.far.query(CLIENT, "").await["app_name"], CLIENT);
+    // Less than the root may take to answer.
+    assert!(before.elapsed().as_millis() < 1500, "{:?}", before.elapsed());
+    play.near
+        .expect("net/tablequery/result", |result| {
+            result["query_key"] == "10.30.128.0"
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_service_without_instances_has_addresses() {
     let play = Play::set().await;
     let query = TableQuery {

@@ -227,6 +227,8 @@ pub struct Known {
     pub tables: Vec<(TableQuery, TableResult)>,
     /// Whether it gives addresses to nodes.
     pub withholds_leases: bool,
+    /// Whether it answers questions.
+    pub withholds_tables: bool,
 }
 
 impl Known {
@@ -385,6 +387,7 @@ impl Clusters for Root {
                         .clone();
                     Some(FromRoot::Lease { node_id, lease })
                 }
+                FromCluster::Lookup { .. } if known.withholds_tables => None,
                 FromCluster::Lookup { query } => {
                     let found = known.tables.iter().find(|(known, _)| *known == query);
                     let result = found.map(|(_, table)| table.clone()).unwrap_or_default();

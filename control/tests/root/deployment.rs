@@ -139,6 +139,18 @@ async fn what_fits_nowhere_waits_and_is_tried_again() {
         .until(&ids[1], "no such cluster", has_status("TargetClusterNotFound"))
         .await;
 
+    // A cluster without nodes is no help.
+    let mut empty = Cluster::connect(root.address, "empty").await;
+    assert!(matches!(empty.next().await, FromRoot::Desired { placements } if placements.is_empty()));
+    let waiting = admin
+        .until(&ids[0], "no node", has_status("NoActiveClusterWithCapacity"))
+        .await;
+    assert_eq!(
+        instance(&waiting, 0)["status_detail"],
+        "empty: it has no active node"
+    );
+    drop(empty);
+
     let (mut c1, _) = Cluster::ready(root.address, "c1").await;
     let one = c1.next_deploy().await;
     assert_eq!(one.job.id, ids[0]);
