@@ -141,7 +141,7 @@ async fn what_fits_nowhere_waits_and_is_tried_again() {
 
     // A cluster without nodes is no help.
     let mut empty = Cluster::connect(root.address, "empty").await;
-    assert!(matches!(empty.next().await, FromRoot::Desired { placements } if placements.is_empty()));
+    assert!(matches!(empty.next().await, FromRoot::Desired { placements, .. } if placements.is_empty()));
     let waiting = admin
         .until(&ids[0], "no node", has_status("NoActiveClusterWithCapacity"))
         .await;
