@@ -124,6 +124,7 @@ fn is_free(draft: &Draft<'_>, lease: &Lease) -> bool {
 }
 
 fn take_over(draft: &mut Draft<'_>, node: &str, held: &Lease) -> Lease {
+    draft.counters.leases_taken_over += 1;
     let addresses = [
         Some(held.instance_ip.into()),
         held.instance_ip_v6.map(IpAddr::from),
@@ -150,11 +151,13 @@ fn v6_subnet(number: u32) -> Ipv6Addr {
 }
 
 fn new_lease(draft: &mut Draft<'_>, node: &str) -> Result<Lease, Problem> {
-    let taken: BTreeSet<Ipv4Addr> = draft.nodes.iter().map(|node| node.lease.subnet).collect();
     let mut number = next_subnet(draft.counters.next_subnet);
-    // Those that were taken over were not counted.
-    while taken.contains(&Ipv4Addr::from(SUBNETS + number * SUBNET_SIZE)) {
-        number = next_subnet(number + 1);
+    // Those that were taken over lie anywhere.
+    if draft.counters.leases_taken_over > 0 {
+        let taken: BTreeSet<Ipv4Addr> = draft.nodes.iter().map(|node| node.lease.subnet).collect();
+        while taken.contains(&Ipv4Addr::from(SUBNETS + number * SUBNET_SIZE)) {
+            number = next_subnet(number + 1);
+        }
     }
     if number >= SUBNET_COUNT {
         return Err(Problem::conflict(
