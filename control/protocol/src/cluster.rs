@@ -91,7 +91,12 @@ pub struct Welcome {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum FromRoot {
     /// Everything that is to run in this cluster; what is not listed is to go.
-    Desired { placements: Vec<Placement> },
+    Desired {
+        placements: Vec<Placement>,
+        /// Whether the list goes on in the next message, since one frame does not hold it.
+        #[serde(default)]
+        more: bool,
+    },
     /// One more.
     Deploy { placement: Box<Placement> },
     /// One less. Placements with a later incarnation are not meant.
@@ -125,6 +130,17 @@ pub struct Lease {
     pub instance_ip_v6: Option<Ipv6Addr>,
 }
 
+/// The addresses that a node has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldLease {
+    pub node_id: String,
+    /// Digest of the node's own secret. It ties the addresses to the node: who shows another one for the same id
+    /// does not get them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    pub lease: Lease,
+}
+
 /// What a cluster tells its root.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -133,6 +149,9 @@ pub enum FromCluster {
     State {
         capacity: Capacity,
         instances: Vec<InstanceReport>,
+        /// What the nodes have, for a root that has lost it.
+        #[serde(default)]
+        leases: Vec<HeldLease>,
     },
     /// The sum of the nodes has changed; also the sign of life, every few seconds.
     Capacity { capacity: Capacity },
@@ -149,7 +168,12 @@ pub enum FromCluster {
         detail: String,
     },
     /// A node needs its addresses.
-    LeaseRequest { node_id: String },
+    LeaseRequest {
+        node_id: String,
+        /// See [`HeldLease::key`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+    },
     /// A node asks for a service that this cluster does not know.
     Lookup { query: TableQuery },
 }

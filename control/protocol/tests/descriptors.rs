@@ -186,6 +186,12 @@ fn what_is_wrong_is_named_with_its_place() {
         ),
         (
             "addresses",
+            json!({"rr_ip": "10.30.255.255"}),
+            "addresses.rr_ip",
+            "broadcast",
+        ),
+        (
+            "addresses",
             json!({"rr_ip": "10.30.1"}),
             "addresses.rr_ip",
             "not an IPv4 address",

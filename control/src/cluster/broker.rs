@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use protocol::node::topic::node_of;
 use rmqtt::codec::types::{Publish as CodecPublish, QoS};
 use rmqtt::codec::v5::SubscribeAckReason;
 use rmqtt::context::ServerContext;
@@ -22,7 +23,7 @@ use rmqtt::types::{
     AuthResult, ConnectInfo, From, FromType, Id, LastWill, PublishAclResult, SubscribeAclResult,
 };
 use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, error, warn};
 
 use super::rights::{is_client_of, may_publish, may_subscribe};
@@ -40,6 +41,8 @@ const CONNECTIONS: usize = 20_000;
 const SESSION: Duration = Duration::from_secs(10 * 60);
 /// Messages on their way from the broker to the cluster; whoever says more waits.
 const TAP: usize = 4096;
+/// How many of them may be of one node, so that one that says a lot delays itself and not the others.
+const SHARE: usize = 64;
 
 /// What comes out of the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,22 +53,49 @@ pub enum Tapped {
     Subscribed { node: String, filter: String },
 }
 
-/// Who may log in: the digests of the passwords of each node.
+/// One of the messages that a node may have on its way, until it is dropped.
+pub type Share = OwnedSemaphorePermit;
+
+/// Who may log in.
 #[derive(Clone, Debug, Default)]
-pub struct Accounts(Arc<RwLock<HashMap<String, Vec<Digest>>>>);
+pub struct Accounts(Arc<RwLock<HashMap<String, Account>>>);
+
+/// What the broker knows of a node.
+#[derive(Debug)]
+struct Account {
+    /// The digests of its passwords.
+    passwords: Vec<Digest>,
+    shares: Arc<Semaphore>,
+}
 
 impl Accounts {
     pub fn set(&self, node: &str, passwords: Vec<Digest>) {
         self.0
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(node.to_owned(), passwords);
+            .entry(node.to_owned())
+            .or_insert_with(|| Account {
+                passwords: Vec::new(),
+                shares: Arc::new(Semaphore::new(SHARE)),
+            })
+            .passwords = passwords;
     }
 
     fn admits(&self, node: &str, password: &[u8]) -> bool {
         let accounts = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let given = Digest::of(password);
-        accounts.get(node).is_some_and(|known| known.contains(&given))
+        accounts
+            .get(node)
+            .is_some_and(|account| account.passwords.contains(&given))
+    }
+
+    /// Waits until the node may say something.
+    async fn share(&self, node: &str) -> Option<Share> {
+        let shares = {
+            let accounts = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(&accounts.get(node)?.shares)
+        };
+        shares.acquire_owned().await.ok()
     }
 }
 
@@ -78,7 +108,10 @@ pub struct Broker {
 
 impl Broker {
     /// Starts to listen; port 0 is any that is free.
-    pub fn start(listen: SocketAddr, accounts: Accounts) -> anyhow::Result<(Self, mpsc::Receiver<Tapped>)> {
+    pub fn start(
+        listen: SocketAddr,
+        accounts: Accounts,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<(Tapped, Share)>)> {
         let runtime = RuntimeBuilder::new_multi_thread()
             .worker_threads(1)
             .thread_name("broker")
@@ -141,7 +174,7 @@ impl Drop for Broker {
 async fn start(
     listen: SocketAddr,
     accounts: Accounts,
-    tap: mpsc::Sender<Tapped>,
+    tap: mpsc::Sender<(Tapped, Share)>,
 ) -> anyhow::Result<(ServerContext, SocketAddr)> {
     let context = ServerContext::new()
         .busy_check_enable(false)
@@ -199,7 +232,7 @@ async fn start(
 /// The rules of [`super::rights`], and the tap.
 struct Hook {
     accounts: Accounts,
-    tap: mpsc::Sender<Tapped>,
+    tap: mpsc::Sender<(Tapped, Share)>,
     /// How often something was refused.
     refused: Arc<AtomicU64>,
 }
@@ -245,11 +278,12 @@ impl Handler for Hook {
                 (true, accumulated)
             }
             Parameter::SessionSubscribed(session, subscribe) => {
-                self.say(Tapped::Subscribed {
-                    node: session.id.username_ref().to_owned(),
+                let node = session.id.username_ref();
+                let subscribed = Tapped::Subscribed {
+                    node: node.to_owned(),
                     filter: subscribe.topic_filter.to_string(),
-                })
-                .await;
+                };
+                self.say(node, subscribed).await;
                 (true, accumulated)
             }
             _ => (true, accumulated),
@@ -297,16 +331,52 @@ impl Hook {
     }
 
     async fn message(&self, topic: &str, payload: &[u8]) {
-        self.say(Tapped::Message {
+        let Some((node, _)) = node_of(topic) else {
+            return;
+        };
+        let message = Tapped::Message {
             topic: topic.to_owned(),
             payload: payload.to_owned(),
-        })
-        .await;
+        };
+        self.say(node, message).await;
     }
 
-    async fn say(&self, tapped: Tapped) {
-        if self.tap.send(tapped).await.is_err() {
+    async fn say(&self, node: &str, tapped: Tapped) {
+        let Some(share) = self.accounts.share(node).await else {
+            return;
+        };
+        if self.tap.send((tapped, share)).await.is_err() {
             debug!("the cluster has ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_says_a_lot_delays_nobody_else() {
+        let accounts = Accounts::default();
+        for node in ["n1", "n2"] {
+            accounts.set(node, Vec::new());
+        }
+        let mut said = Vec::new();
+        for _ in 0..SHARE {
+            said.push(accounts.share("n1").await.expect("a share"));
+        }
+        // A new password is no new share.
+        accounts.set("n1", vec![Digest::of("another")]);
+        let mut more = std::pin::pin!(accounts.share("n1"));
+        assert!(
+            timeout(Duration::ZERO, &mut more).await.is_err(),
+            "no share is left"
+        );
+        assert!(accounts.share("n2").await.is_some());
+        assert!(accounts.share("n3").await.is_none());
+        said.pop();
+        assert!(more.await.is_some());
     }
 }

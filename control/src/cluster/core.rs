@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use protocol::cluster::FromCluster;
-use protocol::job::InstanceKey;
+use protocol::job::{InstanceKey, Placement};
 use protocol::node::NodeInformation;
 use serde::Serialize;
 use tracing::error;
@@ -72,6 +72,8 @@ pub struct Core {
     instances: BTreeMap<InstanceKey, Instance>,
     stops: BTreeMap<StopKey, Stop>,
     network: Network,
+    /// The parts that have come of what is desired.
+    desired_so_far: Vec<Placement>,
     /// When the root heard of what, last.
     usage_told: Instant,
     capacity_told: Instant,
@@ -181,6 +183,7 @@ impl Core {
             instances: BTreeMap::new(),
             stops: BTreeMap::new(),
             network: Network::default(),
+            desired_so_far: Vec::new(),
             usage_told: now,
             capacity_told: now,
             room: false,
@@ -231,6 +234,7 @@ impl Core {
     /// Time has passed.
     pub fn tick(&mut self) {
         self.find_silent_nodes();
+        self.tell_stops_of_silent_nodes();
         self.move_from_lost_nodes();
         self.send_overdue_commands();
         self.send_overdue_peers();
@@ -265,6 +269,12 @@ impl Node {
 
     fn is_active(&self) -> bool {
         self.inactive_since.is_none()
+    }
+
+    /// Digest of its own secret.
+    fn key(&self) -> Option<String> {
+        let key = self.record.key.as_ref()?;
+        Some(key.as_str().to_owned())
     }
 
     /// What people call it.

@@ -4,6 +4,7 @@
 //! the broker and to the root over the session. Whatever is lost on the way is said again, so the process may end at
 //! any moment.
 
+mod bounds;
 mod broker;
 mod core;
 mod http;
@@ -25,7 +26,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::broker::{Accounts, Broker, Tapped};
+use self::broker::{Accounts, Broker, Share, Tapped};
 use self::core::Core;
 pub use self::core::{NodeView, Patience};
 use self::records::Identity;
@@ -61,7 +62,7 @@ pub struct Settings {
 /// A cluster that listens.
 pub struct Cluster {
     service: Arc<Service>,
-    tapped: mpsc::Receiver<Tapped>,
+    tapped: mpsc::Receiver<(Tapped, Share)>,
     client: Client,
     listener: TcpListener,
     settings: Settings,
@@ -161,7 +162,10 @@ impl Cluster {
                 () = stop.cancelled() => break Ok(()),
                 () = failed.cancelled() => break Err(anyhow::anyhow!("the state cannot be stored")),
                 message = tapped.recv() => match message {
-                    Some(message) => service.tapped(message).await,
+                    Some((message, share)) => {
+                        service.tapped(message).await;
+                        drop(share);
+                    }
                     None => break Err(anyhow::anyhow!("the broker has ended")),
                 },
                 _ = ticks.tick() => service.tick().await,

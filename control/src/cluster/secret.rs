@@ -14,6 +14,11 @@ impl Digest {
     pub fn of(secret: impl AsRef<[u8]>) -> Self {
         Self(hexadecimal(&Sha256::digest(secret)))
     }
+
+    /// 64 hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// A new secret of 256 bits.

@@ -229,8 +229,7 @@ impl Service {
         let services = entries.services.into_iter().filter_map(|entry| match entry {
             Lenient::Read(usage) => Some(usage),
             Lenient::Malformed { error, .. } => {
-                let skipped = self.malformed.fetch_add(1, Ordering::Relaxed) + 1;
-                warn!(topic, error, skipped, "entry skipped");
+                self.skipped(topic, &error, "entry skipped");
                 None
             }
         });
@@ -243,10 +242,19 @@ impl Service {
         match serde_json::from_slice(payload) {
             Ok(message) => Some(message),
             Err(error) => {
-                let skipped = self.malformed.fetch_add(1, Ordering::Relaxed) + 1;
-                warn!(topic, %error, skipped, "message skipped");
+                self.skipped(topic, &error, "message skipped");
                 None
             }
+        }
+    }
+
+    /// Logs ever more rarely, so that no node can fill a disk.
+    fn skipped(&self, topic: &str, error: &dyn std::fmt::Display, what: &str) {
+        let skipped = self.malformed.fetch_add(1, Ordering::Relaxed) + 1;
+        if skipped <= 64 || skipped.is_power_of_two() {
+            warn!(topic, %error, skipped, "{what}");
+        } else {
+            debug!(topic, %error, skipped, "{what}");
         }
     }
 

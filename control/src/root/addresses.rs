@@ -12,6 +12,7 @@
 //! ends in the last 16 bits of its IPv4 counterpart, so what is unique there is unique here; only the addresses that
 //! people choose have to be avoided. Each address in use has one [`Holding`], written with whatever needs the address.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use protocol::cluster::Lease;
@@ -76,12 +77,88 @@ pub fn give_back(draft: &mut Draft<'_>, address: Ipv4Addr, address_v6: Ipv6Addr)
     draft.holdings.remove(&address_v6.into());
 }
 
-/// The addresses of a node: those it has, or new ones.
-pub fn lease(draft: &mut Draft<'_>, node: &str) -> Result<Lease, Problem> {
-    if let Some(node) = draft.nodes.get(&node.to_owned()) {
-        return Ok(node.lease.clone());
+/// The addresses of a node: those that it has here, else those that it holds as far as they are free, else new ones.
+/// `key` has to be the one that the node showed the first time.
+pub fn lease(
+    draft: &mut Draft<'_>,
+    node: &str,
+    key: Option<&str>,
+    held: Option<&Lease>,
+) -> Result<Lease, Problem> {
+    if let Some(known) = draft.nodes.get(&node.to_owned()) {
+        if known.key.as_deref() != key {
+            return Err(Problem::conflict(format!(
+                "node {node} is another one: it has shown another key"
+            )));
+        }
+        return Ok(known.lease.clone());
     }
-    let number = next_subnet(draft.counters.next_subnet);
+    let lease = match held.filter(|held| is_free(draft, held)) {
+        Some(held) => take_over(draft, node, held),
+        None => new_lease(draft, node)?,
+    };
+    draft.nodes.put(Node {
+        id: node.to_owned(),
+        key: key.map(str::to_owned),
+        lease: lease.clone(),
+    });
+    Ok(lease)
+}
+
+/// Whether nobody has any of the addresses of a lease, and all of them are of the ranges that are given away.
+fn is_free(draft: &Draft<'_>, lease: &Lease) -> bool {
+    let Some(number) = subnet_number(lease.subnet) else {
+        return false;
+    };
+    let (Some(subnet_v6), Some(instance_ip_v6)) = (lease.subnet_v6, lease.instance_ip_v6) else {
+        return false;
+    };
+    let offset = lease.instance_ip.to_bits().wrapping_sub(POOL);
+    let [first, second] = INSTANCES_V6;
+    subnet_v6 == v6_subnet(number)
+        && (1..POOL_SIZE - 1).contains(&offset)
+        && instance_ip_v6.segments()[..2] == [first, second]
+        && !draft.holdings.contains(&lease.instance_ip.into())
+        && !draft.holdings.contains(&instance_ip_v6.into())
+        && !draft.nodes.iter().any(|node| node.lease.subnet == lease.subnet)
+}
+
+fn take_over(draft: &mut Draft<'_>, node: &str, held: &Lease) -> Lease {
+    draft.counters.leases_taken_over += 1;
+    let addresses = [
+        Some(held.instance_ip.into()),
+        held.instance_ip_v6.map(IpAddr::from),
+    ];
+    for address in addresses.into_iter().flatten() {
+        draft.holdings.put(Holding {
+            address,
+            holder: Holder::Node { id: node.to_owned() },
+        });
+    }
+    held.clone()
+}
+
+/// Which of the subnets it is.
+fn subnet_number(subnet: Ipv4Addr) -> Option<u32> {
+    let distance = subnet.to_bits().checked_sub(SUBNETS)?;
+    let number = distance / SUBNET_SIZE;
+    let is_one = distance % SUBNET_SIZE == 0 && number < SUBNET_COUNT && next_subnet(number) == number;
+    is_one.then_some(number)
+}
+
+fn v6_subnet(number: u32) -> Ipv6Addr {
+    Ipv6Addr::from(SUBNETS_V6 + u128::from(number) * 256)
+}
+
+fn new_lease(draft: &mut Draft<'_>, node: &str) -> Result<Lease, Problem> {
+    let mut number = next_subnet(draft.counters.next_subnet);
+    // Those that were taken over lie anywhere.
+    if draft.counters.leases_taken_over > 0 {
+        let taken: BTreeSet<Ipv4Addr> = draft.nodes.iter().map(|node| node.lease.subnet).collect();
+        while taken.contains(&Ipv4Addr::from(SUBNETS + number * SUBNET_SIZE)) {
+            number = next_subnet(number + 1);
+        }
+    }
     if number >= SUBNET_COUNT {
         return Err(Problem::conflict(
             "every subnet from 10.18.0.0 to 10.29.255.192 is leased",
@@ -90,17 +167,12 @@ pub fn lease(draft: &mut Draft<'_>, node: &str) -> Result<Lease, Problem> {
     draft.counters.next_subnet = number + 1;
     let holder = Holder::Node { id: node.to_owned() };
     let (instance_ip, instance_ip_v6) = take(draft, &holder)?;
-    let lease = Lease {
+    Ok(Lease {
         subnet: Ipv4Addr::from(SUBNETS + number * SUBNET_SIZE),
-        subnet_v6: Some(Ipv6Addr::from(SUBNETS_V6 + u128::from(number) * 256)),
+        subnet_v6: Some(v6_subnet(number)),
         instance_ip,
         instance_ip_v6: Some(instance_ip_v6),
-    };
-    draft.nodes.put(Node {
-        id: node.to_owned(),
-        lease: lease.clone(),
-    });
-    Ok(lease)
+    })
 }
 
 /// The number itself, or the one after it where the subnet contains [`TUNNEL`].

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use async_trait::async_trait;
-use protocol::cluster::{FromCluster, FromRoot, Hello, InstanceReport};
+use protocol::cluster::{FromCluster, FromRoot, HeldLease, Hello, InstanceReport, Lease};
+use protocol::job::Placement;
 use protocol::network::{InstanceRow, Lenient, ServiceName, TableQuery, TableResult};
 use tracing::{info, warn};
 
@@ -19,8 +20,11 @@ use crate::session::{NotTaken, Outbox};
 
 /// Most characters of a cluster's name and location.
 const LONGEST_TEXT: usize = 128;
-/// Most services whose changes one cluster is told.
+/// From how many services on whose changes one cluster is told those are looked for that exist no more.
 const MOST_INTEREST: usize = 65_536;
+
+/// Bytes of placements in one message; far below [`crate::session::LARGEST_FRAME`].
+const LARGEST_PART: usize = 8 << 20;
 
 #[async_trait]
 impl Clusters for Root {
@@ -33,7 +37,7 @@ impl Clusters for Root {
     async fn begin(&self, cluster: &str, outbox: &Outbox<FromRoot>) {
         // While this is held, nothing changes, and nothing else is said to any cluster.
         let _writing = self.writing().await;
-        let placements = self.read(|state, _| {
+        let placements: Vec<Placement> = self.read(|state, _| {
             let here =
                 |instance: &&Instance| instance.cluster.as_deref() == Some(cluster) && !instance.leaving;
             let placement = |instance: &Instance| {
@@ -47,7 +51,7 @@ impl Clusters for Root {
                 .filter_map(placement)
                 .collect()
         });
-        outbox.begin([FromRoot::Desired { placements }]);
+        outbox.begin(desired(placements));
     }
 
     async fn message(&self, cluster: &str, message: FromCluster) -> Result<(), NotTaken> {
@@ -79,6 +83,29 @@ impl Clusters for Root {
             warn!(cluster, connected, %problem, "not all of it is noted");
         }
     }
+}
+
+/// Says what is to run, in as many messages as it takes.
+fn desired(placements: Vec<Placement>) -> Vec<FromRoot> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for placement in placements {
+        let size = serde_json::to_vec(&placement).map_or(0, |text| text.len());
+        if bytes + size > LARGEST_PART && bytes > 0 {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(part) = parts.last_mut() {
+            part.push(placement);
+        }
+    }
+    let last = parts.len() - 1;
+    let message = |(index, placements)| FromRoot::Desired {
+        placements,
+        more: index < last,
+    };
+    parts.into_iter().enumerate().map(message).collect()
 }
 
 /// Registers a cluster by its name, or knows it again by its key.
@@ -136,14 +163,41 @@ fn admit(draft: &mut Draft<'_>, hello: &Hello, peer: Option<SocketAddr>) -> Resu
     Ok(id)
 }
 
+/// Forgets a cluster that is away. What it had is placed elsewhere, what was to leave it is gone, and its name is free.
+/// When it comes back after all, it is a new cluster in which nothing is wanted.
+pub fn forget(draft: &mut Draft<'_>, id: &str) -> Result<(), Problem> {
+    let Some(cluster) = draft.clusters.get(&id.to_owned()) else {
+        return Err(Problem::unknown("cluster", id));
+    };
+    let name = cluster.name.clone();
+    if draft.live.clusters.get(id).is_some_and(|live| live.connected) {
+        return Err(Problem::conflict(format!(
+            "cluster {name:?} is connected; end it first, or it would register again at once"
+        ))
+        .at(id));
+    }
+    draft.clusters.remove(&id.to_owned());
+    draft.live.clusters.remove(id);
+    let there = |instance: &&Instance| instance.cluster.as_deref() == Some(id);
+    let there: Vec<InstanceId> = draft.instances.iter().filter(there).map(Row::key).collect();
+    info!(name, id, instances = there.len(), "cluster forgotten");
+    for key in &there {
+        instances::lost(draft, id, key);
+    }
+    draft.live.forgive(id);
+    Ok(())
+}
+
 fn take_in(draft: &mut Draft<'_>, cluster: &str, message: FromCluster) {
     draft.live.clusters.entry(cluster.to_owned()).or_default().seen_at = id::timestamp();
     match message {
         FromCluster::State {
             capacity,
             instances: reports,
+            leases,
         } => {
             draft.live.note_capacity(cluster, capacity);
+            take_in_leases(draft, cluster, leases);
             take_in_state(draft, cluster, &reports);
             placement::place_waiting(draft);
         }
@@ -173,8 +227,8 @@ fn take_in(draft: &mut Draft<'_>, cluster: &str, message: FromCluster) {
                 instances::refused(draft, cluster, &id, status, &detail);
             }
         }
-        FromCluster::LeaseRequest { node_id } => {
-            let answer = match lease(draft, &node_id) {
+        FromCluster::LeaseRequest { node_id, key } => {
+            let answer = match lease(draft, &node_id, key.as_deref(), None) {
                 Ok(lease) => FromRoot::Lease { node_id, lease },
                 Err(problem) => FromRoot::LeaseRefused {
                     node_id,
@@ -209,14 +263,58 @@ fn take_in_state(draft: &mut Draft<'_>, cluster: &str, reports: &[InstanceReport
     }
 }
 
-fn lease(draft: &mut Draft<'_>, node: &str) -> Result<protocol::cluster::Lease, Problem> {
+/// What nodes have stays theirs, also where this root has never heard of it: the one that gave it has lost its state.
+fn take_in_leases(draft: &mut Draft<'_>, cluster: &str, leases: Vec<HeldLease>) {
+    for held in leases {
+        match lease(draft, &held.node_id, held.key.as_deref(), Some(&held.lease)) {
+            Ok(lease) if lease == held.lease => {}
+            Ok(lease) => {
+                warn!(
+                    cluster,
+                    node = held.node_id,
+                    "the addresses of a node are not free: it gets others"
+                );
+                let node_id = held.node_id;
+                draft.tell(cluster, FromRoot::Lease { node_id, lease });
+            }
+            Err(problem) => warn!(cluster, node = held.node_id, %problem, "a lease is not taken over"),
+        }
+    }
+}
+
+fn lease(
+    draft: &mut Draft<'_>,
+    node: &str,
+    key: Option<&str>,
+    held: Option<&Lease>,
+) -> Result<Lease, Problem> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if node.is_empty() || node.len() > 64 || !node.bytes().all(allowed) {
         return Err(Problem::bad_request(format!(
             "{node:?} is not the id of a node: it has 1 to 64 letters, digits, - and _"
         )));
     }
-    addresses::lease(draft, node)
+    addresses::lease(draft, node, key, held)
+}
+
+/// Notes that a cluster is to hear of changes of a service.
+fn note_interest(draft: &mut Draft<'_>, cluster: &str, name: &ServiceName) {
+    let live = draft
+        .live
+        .clusters
+        .get_mut(cluster)
+        .map(|live| &mut live.interest);
+    let mut interest = live.map(std::mem::take).unwrap_or_default();
+    if interest.len() >= MOST_INTEREST {
+        interest.retain(|name| draft.service_named(name).is_some());
+    }
+    interest.insert(name.clone());
+    draft
+        .live
+        .clusters
+        .entry(cluster.to_owned())
+        .or_default()
+        .interest = interest;
 }
 
 /// Answers where a service is. The cluster hears of changes from then on.
@@ -242,24 +340,15 @@ fn look_up(draft: &mut Draft<'_>, cluster: &str, query: &TableQuery) -> TableRes
             service.map(|service| service.job.job_name.clone()),
         )
     };
-    if let Some(name) = &name {
-        let interest = &mut draft
-            .live
-            .clusters
-            .entry(cluster.to_owned())
-            .or_default()
-            .interest;
-        if interest.len() < MOST_INTEREST {
-            interest.insert(name.clone());
-        }
-    }
     let service = name.as_ref().and_then(|name| draft.service_named(name)).cloned();
+    // Nobody waits for news of what does not exist: whoever asked asks again.
     let Some(service) = service else {
         return TableResult {
             query_key,
             ..TableResult::default()
         };
     };
+    note_interest(draft, cluster, &service.job.job_name);
     let instances = draft.instances_of(service.id());
     let rows = instances
         .iter()

@@ -162,6 +162,21 @@ pub fn report(draft: &mut Draft<'_>, cluster: &str, report: &InstanceReport, occ
     });
 }
 
+/// The cluster of an instance does not exist any more.
+pub fn lost(draft: &mut Draft<'_>, cluster: &str, key: &InstanceId) {
+    let Some(mut instance) = draft.instances.get(key).cloned() else {
+        return;
+    };
+    // What has done its work is not done again.
+    if instance.status.is_final() && !instance.leaving {
+        instance.displace();
+        draft.instances.put(instance);
+        return;
+    }
+    let detail = "its cluster was given up";
+    refused(draft, cluster, key, InstanceStatus::Requested, detail);
+}
+
 /// A cluster does not take a placement: the next one is tried, and this one again when its capacity changes.
 pub fn refused(draft: &mut Draft<'_>, cluster: &str, key: &InstanceId, status: InstanceStatus, detail: &str) {
     let Some(mut instance) = draft.instances.get(key).cloned() else {

@@ -241,6 +241,9 @@ impl Row for Cluster {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
     pub id: String,
+    /// Digest of the node's own secret; absent for a node that has none.
+    #[serde(default)]
+    pub key: Option<String>,
     pub lease: Lease,
 }
 
@@ -313,6 +316,8 @@ pub struct Counters {
     pub next_address: u32,
     /// The subnet after the one leased last, counted from 10.18.0.0/26.
     pub next_subnet: u32,
+    /// How many leases are another root's, which has lost its state.
+    pub leases_taken_over: u32,
     /// The application number given last.
     pub last_app: u32,
     /// The placement made last, in steps of [`INCARNATION_STEP`].

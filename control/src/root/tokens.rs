@@ -4,6 +4,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::id;
 use super::problem::Problem;
@@ -41,6 +42,14 @@ pub struct Claims {
     pub user: String,
     /// For clients to read; the root looks at the user's roles themselves.
     pub roles: Vec<String>,
+    /// Which password the user had.
+    pub password: String,
+}
+
+/// What a token says of the password that its user has; another password has another mark.
+pub fn password_mark(user: &User) -> String {
+    let digest = Sha256::digest(&user.password_hash);
+    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes and reads tokens.
@@ -89,6 +98,7 @@ impl Tokens {
             sub: user.name.clone(),
             user: user.name.clone(),
             roles: user.roles.clone(),
+            password: password_mark(user),
         };
         self.sign(&claims)
     }

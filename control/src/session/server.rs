@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{ConnectInfo, State};
-use axum::response::Response;
+use axum::http::header::ORIGIN;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use futures_util::SinkExt;
 use futures_util::stream::{SplitSink, SplitStream};
@@ -262,8 +264,13 @@ struct Routed {
 async fn upgrade(
     State(routed): State<Routed>,
     peer: Option<axum::Extension<ConnectInfo<SocketAddr>>>,
+    headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
+    // A page that somebody looks at is not a cluster, and its browser would connect it wherever that somebody can.
+    if headers.contains_key(ORIGIN) {
+        return (StatusCode::FORBIDDEN, "this is for clusters, not for browsers").into_response();
+    }
     let peer = peer.map(|axum::Extension(ConnectInfo(peer))| peer);
     upgrade
         .max_message_size(LARGEST_FRAME)

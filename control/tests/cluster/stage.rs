@@ -358,6 +358,7 @@ impl Clusters for Root {
             known.sessions += 1;
             outbox.begin([FromRoot::Desired {
                 placements: known.desired.values().cloned().collect(),
+                more: false,
             }]);
         });
     }
@@ -377,7 +378,7 @@ impl Clusters for Root {
                     known.reports.insert(report.key.clone(), *report);
                     None
                 }
-                FromCluster::LeaseRequest { node_id } if !known.withholds_leases => {
+                FromCluster::LeaseRequest { node_id, .. } if !known.withholds_leases => {
                     let number = u32::try_from(known.leases.len()).expect("few");
                     let lease = known
                         .leases

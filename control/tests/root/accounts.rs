@@ -40,6 +40,9 @@ async fn admin_logs_in_and_changes_the_password() {
         (same.status, same.body["path"].as_str()),
         (400, Some("newPassword"))
     );
+    let login = json!({"username": "Admin", "password": "Admin"});
+    let login = root.anonymous().post("/api/auth/login", &login).await;
+    let refresh = login.body["refresh_token"].as_str().expect("token").to_owned();
     let done = admin
         .post(
             "/api/user/Admin/",
@@ -63,6 +66,10 @@ async fn admin_logs_in_and_changes_the_password() {
     let mut known = root.anonymous();
     known.token.clone_from(&admin.token);
     assert_eq!(known.get("/api/user/Admin").await.status, 200);
+    // But who knew the old password does not go on for a month.
+    known.token.clone_from(&refresh);
+    let old = known.send("POST", "/api/auth/refresh", None).await;
+    assert_eq!(old.status, 401, "{old:?}");
     assert!(root.stop().success());
 }
 

@@ -157,7 +157,7 @@ async fn a_broken_connection_resumes_where_it_was() {
     unknown.session = Some("of another life".to_owned());
     let mut cluster = Cluster::connect_with(root.address, unknown).await;
     assert!(!cluster.welcome.resumed);
-    let FromRoot::Desired { placements } = cluster.next().await else {
+    let FromRoot::Desired { placements, .. } = cluster.next().await else {
         panic!("not what is desired");
     };
     assert_eq!(placements.len(), 2);

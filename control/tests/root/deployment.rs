@@ -141,7 +141,7 @@ async fn what_fits_nowhere_waits_and_is_tried_again() {
 
     // A cluster without nodes is no help.
     let mut empty = Cluster::connect(root.address, "empty").await;
-    assert!(matches!(empty.next().await, FromRoot::Desired { placements } if placements.is_empty()));
+    assert!(matches!(empty.next().await, FromRoot::Desired { placements, .. } if placements.is_empty()));
     let waiting = admin
         .until(&ids[0], "no node", has_status("NoActiveClusterWithCapacity"))
         .await;
@@ -314,6 +314,7 @@ async fn nodes_keep_their_addresses_and_services_are_looked_up() {
     for node in ["n1", "n2", "n1"] {
         c1.send(FromCluster::LeaseRequest {
             node_id: node.to_owned(),
+            key: Some("secret".to_owned()),
         })
         .await;
         let FromRoot::Lease { node_id, lease } = c1.next().await else {
@@ -328,6 +329,7 @@ async fn nodes_keep_their_addresses_and_services_are_looked_up() {
     assert_ne!(leases[0].instance_ip, leases[1].instance_ip);
     c1.send(FromCluster::LeaseRequest {
         node_id: "../x".to_owned(),
+        key: None,
     })
     .await;
     assert!(matches!(c1.next().await, FromRoot::LeaseRefused { .. }));

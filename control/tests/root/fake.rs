@@ -114,11 +114,18 @@ impl Cluster {
         instances: Vec<InstanceReport>,
     ) -> (Self, Vec<Placement>) {
         let mut cluster = Self::connect(address, name).await;
-        let FromRoot::Desired { placements } = cluster.next().await else {
+        let FromRoot::Desired { placements, .. } = cluster.next().await else {
             panic!("the first message is not what is desired");
         };
         let capacity = capacity();
-        cluster.send(FromCluster::State { capacity, instances }).await;
+        let leases = Vec::new();
+        cluster
+            .send(FromCluster::State {
+                capacity,
+                instances,
+                leases,
+            })
+            .await;
         (cluster, placements)
     }
 

@@ -7,4 +7,5 @@ mod deployment;
 mod errors;
 mod fake;
 mod fixture;
+mod lost;
 mod services;

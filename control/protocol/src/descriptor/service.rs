@@ -134,6 +134,12 @@ fn addresses(
     {
         return Err(addresses.wrong("rr_ip", format!("is {address}, which is not in 10.30.0.0/16")));
     }
+    if let Some(address) = rr_ip
+        && matches!(address.octets()[2..], [0, 0] | [255, 255])
+    {
+        let message = format!("is {address}, which is the address of the network itself or its broadcast");
+        return Err(addresses.wrong("rr_ip", message));
+    }
     let rr_ip_v6: Option<Ipv6Addr> = address(&addresses, "rr_ip_v6", "an IPv6 address")?;
     if let Some(address) = rr_ip_v6
         && (address.segments()[0], address.segments()[1] & 0xf800) != (0xfdff, 0x2000)

@@ -13,6 +13,7 @@ use protocol::node::overlay_name;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
+use super::super::bounds;
 use super::super::records::{Attached, Tunnel};
 use super::Core;
 use super::peers::PeersState;
@@ -88,7 +89,7 @@ impl Core {
         else {
             return;
         };
-        if !is_outer(outer) || port == 0 {
+        if !bounds::is_outer(address) || port == 0 {
             warn!(node = id, %outer, port, "not the end of a tunnel");
             return;
         }
@@ -237,10 +238,4 @@ impl Core {
 fn is_in(subnet: Ipv4Addr, address: Ipv4Addr) -> bool {
     let mask = u32::MAX << (32 - SUBNET_BITS);
     address.to_bits() & mask == subnet.to_bits() & mask
-}
-
-/// Whether a tunnel can end there: at no address of the overlay, 10.16.0.0/12, and at none that is not one host's.
-fn is_outer(address: Ipv4Addr) -> bool {
-    let in_overlay = address.to_bits() >> 20 == Ipv4Addr::new(10, 16, 0, 0).to_bits() >> 20;
-    !(in_overlay || address.is_unspecified() || address.is_multicast() || address.is_broadcast())
 }

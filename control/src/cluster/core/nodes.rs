@@ -10,6 +10,7 @@ use protocol::node::NodeInformation;
 use serde::Serialize;
 use tracing::{info, warn};
 
+use super::super::bounds;
 use super::super::records::{NodeRecord, Tunnel};
 use super::super::secret::{self, Digest};
 use super::{Core, Node, Stop};
@@ -57,7 +58,8 @@ struct Reserved<'a> {
 
 impl Core {
     /// A node introduces itself.
-    pub fn register(&mut self, mut information: NodeInformation, address: Option<IpAddr>) -> Registration {
+    pub fn register(&mut self, information: NodeInformation, address: Option<IpAddr>) -> Registration {
+        let mut information = bounds::registration(information);
         let key = information.node_key.take().map(Digest::of);
         let id = self.identify(&information, key.as_ref());
         let password = secret::secret();
@@ -122,7 +124,8 @@ impl Core {
             let known = self
                 .nodes
                 .values()
-                .find(|node| node.record.key.is_none() && node.host() == information.host);
+                .find(|node| node.record.key.is_none() && node.host() == information.host)
+                .filter(|node| !node.host().is_empty());
             return known.map_or_else(secret::id, |node| node.record.id.clone());
         };
         match self.nodes.get(proposed) {
@@ -157,9 +160,9 @@ impl Core {
             return;
         };
         let latest = &mut node.latest;
-        latest.cpu_percent = information.cpu_percent.or(latest.cpu_percent);
-        latest.memory_percent = information.memory_percent.or(latest.memory_percent);
-        latest.memory = information.memory.or(latest.memory);
+        let load = |figure: Option<f64>| figure.map(bounds::percent);
+        latest.cpu_percent = load(information.cpu_percent).or(latest.cpu_percent);
+        latest.memory_percent = load(information.memory_percent).or(latest.memory_percent);
     }
 
     /// A sign of life of the engine of a node.

@@ -121,6 +121,25 @@ impl Core {
         self.send_stop(&key);
     }
 
+    /// The root does not wait for what is to stop on nodes that went silent before they did: as in [`Self::stop`].
+    pub(super) fn tell_stops_of_silent_nodes(&mut self) {
+        let is_active = |node: &str| self.nodes.get(node).is_some_and(super::Node::is_active);
+        let in_vain = self
+            .stops
+            .iter()
+            .filter(|(_, stop)| stop.record.report && !is_active(&stop.record.node));
+        let in_vain: Vec<StopKey> = in_vain.map(|(key, _)| key.clone()).collect();
+        for key in in_vain {
+            let Some(stop) = self.stops.get_mut(&key) else {
+                continue;
+            };
+            stop.record.report = false;
+            let record = stop.record.clone();
+            self.dirty.stops.insert(key);
+            self.tell_undeployed(record.key, record.incarnation.unwrap_or_default(), record.node);
+        }
+    }
+
     /// A node has stopped something, or never had it.
     pub(super) fn stopped(&mut self, key: &StopKey) {
         let Some(stop) = self.stops.remove(key) else {

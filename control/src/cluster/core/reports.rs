@@ -7,9 +7,13 @@ use protocol::job::InstanceKey;
 use protocol::node::{Acknowledgement, Command, JobReport, ResourcesReport, ServiceUsage};
 use tracing::{debug, info, warn};
 
+use super::super::bounds;
 use super::super::records::{StopKey, StopRecord};
 use super::placements::name;
 use super::{Core, Usage};
+
+/// Most placements of which nothing is known that one node is told to stop at the same time.
+const STRANGERS: usize = 256;
 
 impl Core {
     /// A node has noted an order, or has carried out a stop.
@@ -32,6 +36,7 @@ impl Core {
     /// An instance has changed its status.
     pub fn job_report(&mut self, node: &str, report: JobReport) {
         self.seen(node);
+        let report = bounds::job_report(report);
         let key = InstanceKey {
             job_name: report.sname,
             instance_number: report.instance,
@@ -60,7 +65,10 @@ impl Core {
     pub fn resources(&mut self, node: &str, report: ResourcesReport) {
         self.seen(node);
         let mut there = BTreeSet::new();
+        let of_node = |stop: &&super::Stop| stop.record.node == node && stop.record.job.is_none();
+        let mut strangers = self.stops.values().filter(of_node).count();
         for usage in report.services {
+            let usage = bounds::usage(usage);
             let key = InstanceKey {
                 job_name: usage.job_name.clone(),
                 instance_number: usage.instance,
@@ -70,7 +78,7 @@ impl Core {
                 self.noted(node, &key, usage.incarnation);
                 self.used(node, &key, usage);
             } else {
-                self.foreign(node, key, &usage);
+                self.foreign(node, key, &usage, &mut strangers);
             }
         }
         self.missing(node, &there);
@@ -157,13 +165,16 @@ impl Core {
     }
 
     /// Something runs on a node that is not to run there, or not any more.
-    fn foreign(&mut self, node: &str, key: InstanceKey, usage: &ServiceUsage) {
+    fn foreign(&mut self, node: &str, key: InstanceKey, usage: &ServiceUsage, strangers: &mut usize) {
         let stop = (node.to_owned(), key.clone(), usage.incarnation);
         let sent = self.stops.get(&stop).map(|stop| stop.sent);
         match sent {
             Some(sent) if self.is_due(sent) => self.send_stop(&stop),
             Some(_) => {}
+            // The rest has its turn when these are gone.
+            None if *strangers >= STRANGERS => {}
             None => {
+                *strangers += 1;
                 warn!(node, instance = %name(&key), incarnation = ?usage.incarnation, "does not belong there");
                 self.stop(StopRecord {
                     node: node.to_owned(),

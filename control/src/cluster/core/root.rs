@@ -1,6 +1,6 @@
 //! What the root says, and what it is asked.
 
-use protocol::cluster::{FromCluster, FromRoot, InstanceReport, Lease};
+use protocol::cluster::{FromCluster, FromRoot, HeldLease, InstanceReport, Lease};
 use protocol::instance::InstanceStatus;
 use protocol::network::{ServiceName, TableQuery, TableResult, UpdateKind};
 use protocol::node::of_overlay_name;
@@ -40,6 +40,7 @@ impl Core {
     /// Everything there is to say at the beginning of a session.
     pub fn snapshot(&mut self) -> Vec<FromCluster> {
         self.capacity_told = self.now;
+        self.desired_so_far.clear();
         let mut instances: Vec<InstanceReport> =
             self.instances.keys().filter_map(|key| self.report(key)).collect();
         // What a node has not stopped yet is still there, and its addresses with it.
@@ -53,11 +54,10 @@ impl Core {
         let mut messages = vec![FromCluster::State {
             capacity: self.capacity(),
             instances,
+            leases: self.held_leases(),
         }];
-        for node_id in self.network.leases.keys().chain(&self.network.subnets_wanted) {
-            messages.push(FromCluster::LeaseRequest {
-                node_id: node_id.clone(),
-            });
+        for node in self.network.leases.keys().chain(&self.network.subnets_wanted) {
+            messages.push(self.lease_request(node));
         }
         // This root may not know what this cluster has asked for.
         let asked: std::collections::BTreeSet<&ServiceName> = self
@@ -80,7 +80,13 @@ impl Core {
     /// The root says something.
     pub fn heard(&mut self, message: FromRoot) {
         match message {
-            FromRoot::Desired { placements } => self.desired(placements),
+            FromRoot::Desired { placements, more } => {
+                self.desired_so_far.extend(placements);
+                if !more {
+                    let placements = std::mem::take(&mut self.desired_so_far);
+                    self.desired(placements);
+                }
+            }
             FromRoot::Deploy { placement } => self.deploy(*placement),
             FromRoot::Undeploy { key, incarnation } => self.undeploy(&key, incarnation),
             FromRoot::Lease { node_id, lease } => self.lease_granted(&node_id, &lease),
@@ -126,9 +132,26 @@ impl Core {
     }
 
     pub(super) fn ask_lease(&mut self, node: &str) {
-        self.tell_root(FromCluster::LeaseRequest {
+        let request = self.lease_request(node);
+        self.tell_root(request);
+    }
+
+    fn lease_request(&self, node: &str) -> FromCluster {
+        FromCluster::LeaseRequest {
             node_id: node.to_owned(),
-        });
+            key: self.nodes.get(node).and_then(super::Node::key),
+        }
+    }
+
+    fn held_leases(&self) -> Vec<HeldLease> {
+        let held = |node: &super::Node| {
+            Some(HeldLease {
+                node_id: node.record.id.clone(),
+                key: node.key(),
+                lease: node.record.lease.clone()?,
+            })
+        };
+        self.nodes.values().filter_map(held).collect()
     }
 
     /// Asks the root; what is returned comes when it has answered.

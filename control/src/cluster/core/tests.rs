@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use protocol::cluster::{FromRoot, Lease};
 use protocol::instance::InstanceStatus;
-use protocol::job::{INCARNATION_STEP, Placement};
+use protocol::job::INCARNATION_STEP;
 use protocol::node::{Acknowledgement, Command, ResourcesReport};
 use serde_json::{Value, json};
 
@@ -27,6 +27,7 @@ fn the_same_order_again_changes_nothing() {
     }
     let desired = FromRoot::Desired {
         placements: vec![placement("a", FIRST)],
+        more: false,
     };
     play.core.heard(desired);
     assert_eq!(play.published(), []);
@@ -199,6 +200,93 @@ fn the_root_hears_of_the_end_of_what_it_ended() {
     assert_eq!(undeployed(play.effects().1), [2 * FIRST]);
     play.core.undeploy(&key, 3 * FIRST);
     assert_eq!(undeployed(play.effects().1), [3 * FIRST], "it never was");
+}
+
+#[test]
+fn nobody_waits_for_the_end_on_a_node_that_has_died() {
+    let mut play = Play::with_nodes(1);
+    play.deploy("a", FIRST);
+    let key = placement("a", FIRST).key();
+    let ends = |play: &mut Play| {
+        let ends = |message: &FromCluster| matches!(message, FromCluster::Instance { report } if report.status == InstanceStatus::Undeployed);
+        play.effects().1.iter().filter(|message| ends(message)).count()
+    };
+    // Dead, but nobody knows yet.
+    play.core.undeploy(&key, FIRST);
+    assert_eq!(ends(&mut play), 0);
+    play.later(play.core.patience.silence);
+    assert_eq!(ends(&mut play), 1);
+    // The root has not heard it, and asks again.
+    play.core.undeploy(&key, FIRST);
+    play.later(Duration::ZERO);
+    assert_eq!(ends(&mut play), 1);
+    play.later(play.core.patience.silence);
+    assert_eq!(ends(&mut play), 0);
+    assert_eq!(play.core.stops.len(), 1, "the node is told when it comes back");
+}
+
+#[test]
+fn what_is_desired_may_come_in_parts() {
+    let mut play = Play::with_nodes(2);
+    for name in ["a", "b"] {
+        play.deploy(name, FIRST);
+    }
+    play.effects();
+    let part = |name: &str, more| FromRoot::Desired {
+        placements: vec![placement(name, FIRST)],
+        more,
+    };
+    play.core.heard(part("b", true));
+    assert_eq!(play.published(), [], "the list is not at its end");
+    play.core.heard(part("c", false));
+    let topics: Vec<String> = play.published().into_iter().map(|(topic, _)| topic).collect();
+    assert_eq!(topics.len(), 2, "{topics:?}");
+    let names: Vec<&str> = play
+        .core
+        .instances
+        .keys()
+        .map(|key| key.job_name.as_str())
+        .collect();
+    assert_eq!(names, ["a.b.b.d", "a.b.c.d"]);
+}
+
+#[test]
+fn a_node_that_makes_things_up_fills_no_disk() {
+    let mut play = Play::with_nodes(1);
+    let services: Vec<Value> = (0..2000)
+        .map(|number| json!({"job_name": "a.b.c.d", "instance": number, "incarnation": number}))
+        .collect();
+    for _ in 0..3 {
+        let report = serde_json::from_value(json!({"services": services})).expect("report");
+        play.core.resources("n0", report);
+    }
+    assert_eq!(play.core.stops.len(), 256);
+    play.effects();
+    play.later(play.core.patience.resend);
+    play.core.resources("n0", ResourcesReport::default());
+    assert!(play.core.stops.is_empty(), "they have gone");
+}
+
+#[test]
+fn sums_of_what_nodes_say_are_sums() {
+    let mut play = Play::with_nodes(0);
+    for host in ["a", "b"] {
+        let information = serde_json::from_value(json!({
+            "host": host, "ip": "10.30.0.9", "vcpus": u64::MAX, "memory": u64::MAX, "vgpus": u64::MAX,
+            "cpu_percent": 1e308, "virtualization": ["docker"]
+        }));
+        let peer = [192, 0, 2, 9].into();
+        let node = play.core.register(information.expect("information"), Some(peer));
+        assert_eq!(
+            play.core.nodes[&node.id].address(),
+            Some(peer),
+            "not one of the overlay"
+        );
+        let load = serde_json::from_value(json!({"cpu_percent": 1e308})).expect("load");
+        play.core.information(&node.id, load);
+    }
+    let capacity = play.core.capacity();
+    assert_eq!((capacity.vcpus, capacity.cpu_percent), (2 << 16, 100.0));
 }
 
 #[test]

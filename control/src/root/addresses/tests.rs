@@ -93,12 +93,12 @@ fn an_ipv6_address_that_somebody_chose_is_avoided() {
 #[test]
 fn subnets_are_leased_once_and_never_hold_the_tunnel_address() {
     let mut state = State::default();
-    let first = change(&mut state, |draft| lease(draft, "n0").expect("lease"));
+    let first = change(&mut state, |draft| lease(draft, "n0", None, None).expect("lease"));
     assert_eq!(first.subnet.to_string(), "10.18.0.0");
     assert_eq!(first.subnet_v6.expect("v6").to_string(), "fc00::");
     let leases = change(&mut state, |draft| {
         (0..SUBNET_COUNT - 1)
-            .map(|number| lease(draft, &format!("n{number}")).expect("lease"))
+            .map(|number| lease(draft, &format!("n{number}"), None, None).expect("lease"))
             .collect::<Vec<_>>()
     });
     assert_eq!(leases[0], first, "a node keeps its lease");
@@ -109,7 +109,7 @@ fn subnets_are_leased_once_and_never_hold_the_tunnel_address() {
     }
     assert_eq!(leases.last().expect("last").subnet.to_string(), "10.29.255.192");
     change(&mut state, |draft| {
-        lease(draft, "one more").expect_err("all are leased")
+        lease(draft, "one more", None, None).expect_err("all are leased")
     });
 }
 
@@ -145,7 +145,7 @@ proptest! {
                 }
                 Step::Instance => change(&mut state, |draft| take(draft, &service(2)).ok()),
                 Step::Lease(node) => {
-                    let lease = change(&mut state, |draft| lease(draft, &node.to_string()).expect("lease"));
+                    let lease = change(&mut state, |draft| lease(draft, &node.to_string(), None, None).expect("lease"));
                     let addresses = (lease.instance_ip, lease.instance_ip_v6.expect("v6"));
                     nodes.insert(addresses);
                     None

@@ -1,9 +1,11 @@
-//! Clusters, as they are for everybody.
+//! Clusters: as they are, for everybody, and given up by Admin.
 
 use axum::extract::State;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::root::{Root, documents};
+use super::Problem;
+use super::extract::{Admin, Segments};
+use crate::root::{Root, clusters, documents};
 
 pub async fn list(State(root): State<Root>) -> axum::Json<Value> {
     axum::Json(root.read(|state, live| {
@@ -22,4 +24,17 @@ pub async fn list_active(State(root): State<Root>) -> axum::Json<Value> {
             .map(|cluster| documents::cluster(live, cluster))
             .collect()
     }))
+}
+
+/// Gives up a cluster that does not come back.
+pub async fn forget(
+    State(root): State<Root>,
+    _: Admin,
+    Segments(id): Segments<String>,
+) -> Result<axum::Json<Value>, Problem> {
+    let key = id.clone();
+    root.change(move |draft| clusters::forget(draft, &key)).await?;
+    // What it was still to hear is of no use to anybody.
+    root.0.server.forget(&id);
+    Ok(axum::Json(json!({ "message": "Cluster deleted" })))
 }

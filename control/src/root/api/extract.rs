@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{LARGEST_BODY, Problem};
 use crate::root::Root;
 use crate::root::records::User;
-use crate::root::tokens::Kind;
+use crate::root::tokens::{Kind, password_mark};
 
 /// How long a body may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,14 +73,23 @@ fn user(parts: &Parts, root: &Root, kind: Kind) -> Result<User, Problem> {
             "the request has no token: send the header Authorization: Bearer <token>",
         ));
     };
-    let Some(token) = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")) else {
+    let split = header.to_str().ok().and_then(|text| text.split_once(' '));
+    let Some((_, token)) = split.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")) else {
         return Err(Problem::unauthorized(
             "the header Authorization is not of the form: Bearer <token>",
         ));
     };
     let claims = root.0.tokens.read(token.trim(), kind)?;
-    root.read(|state, _| state.users.get(&claims.sub).cloned())
-        .ok_or_else(|| Problem::unauthorized(format!("user {:?} does not exist any more", claims.sub)))
+    let user = root
+        .read(|state, _| state.users.get(&claims.sub).cloned())
+        .ok_or_else(|| Problem::unauthorized(format!("user {:?} does not exist any more", claims.sub)))?;
+    // Access tokens end soon by themselves.
+    if kind == Kind::Refresh && claims.password != password_mark(&user) {
+        return Err(Problem::unauthorized(
+            "the password has been changed since this token was made; log in again",
+        ));
+    }
+    Ok(user)
 }
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Root> for Segments<T> {

@@ -78,6 +78,7 @@ fn routes() -> Router<Root> {
         ("/api/service/{id}/instance/{number}", delete(services::undeploy)),
         ("/api/clusters", get(clusters::list)),
         ("/api/clusters/active", get(clusters::list_active)),
+        ("/api/clusters/{id}", delete(clusters::forget)),
     ] {
         router = both(router, path, methods);
     }
