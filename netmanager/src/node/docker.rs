@@ -15,7 +15,8 @@ use nix::time::{ClockId, clock_gettime};
 use protocol::network::ServiceName;
 use protocol::ports::PortMappings;
 
-use super::attach::{AttachError, Deploy, Noted, Place, fresh_incarnation, refuse_taken};
+use super::attach::{AttachError, Deploy, Place, fresh_incarnation, refuse_taken};
+use super::detach::Noted;
 use super::{Kept, Node};
 use crate::endpoint::addresses::{Exhausted, NamespaceAddresses};
 use crate::endpoint::{self, Namespace};

@@ -11,6 +11,7 @@
 
 mod announced;
 mod attach;
+mod detach;
 mod docker;
 mod ledger;
 mod names;
@@ -21,6 +22,7 @@ mod records;
 mod restore;
 mod status;
 mod strangers;
+mod tell;
 mod upcalls;
 mod upkeep;
 

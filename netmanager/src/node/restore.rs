@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::attach::{Noted, local_endpoint};
+use super::attach::local_endpoint;
+use super::detach::Noted;
 use super::{Node, docker, host_address, lock};
 use crate::dataplane::{PINS, Pins, Program};
 use crate::endpoint;

@@ -1,5 +1,7 @@
 //! Docker, over its HTTP API.
 
+mod answers;
+mod network;
 mod reference;
 mod specification;
 
@@ -9,26 +11,23 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::errors::Error;
-use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, EventMessage, Ipam, NetworkCreateRequest,
-};
+use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
-    InspectNetworkOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-    StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
+    StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use futures_util::stream::{self, BoxStream};
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStreamExt};
 use protocol::job::{InstanceKey, Placement};
 use tokio::sync::Mutex;
 use tracing::{debug, info};
 
+use self::answers::{event, key, refused, state, with_causes};
+use self::network::network_name;
 use self::reference::Reference;
 use self::specification::Specification;
-use super::{
-    Container, ContainerEvent, ContainerEventKind, ContainerState, Listed, Progress, Runtime, RuntimeError,
-    Usage,
-};
+use super::{Container, ContainerEvent, ContainerState, Listed, Progress, Runtime, RuntimeError, Usage};
 use crate::measure::{cgroup, logs};
 
 /// An answer takes at most this, besides the time of grace. Starting waits for the network's driver.
@@ -92,100 +91,6 @@ impl Docker {
         }
     }
 
-    /// The network for a container, made if need be.
-    async fn network(&self, docker: &bollard::Docker) -> Result<String, RuntimeError> {
-        let mut known = self.network.lock().await;
-        if let Some(network) = &*known {
-            return Ok(network.clone());
-        }
-        let network = match self.settings.network {
-            NetworkMode::Plain => {
-                let bridge = docker
-                    .inspect_network("bridge", None::<InspectNetworkOptions>)
-                    .await;
-                match bridge.map_err(refused) {
-                    Ok(_) => "bridge".to_owned(),
-                    Err(RuntimeError::Gone) => "none".to_owned(),
-                    Err(error) => return Err(error),
-                }
-            }
-            NetworkMode::Overlay => {
-                let name = network_name(&self.settings.node);
-                let present = docker.inspect_network(&name, None::<InspectNetworkOptions>).await;
-                match present.map_err(refused) {
-                    Ok(_) => {}
-                    Err(RuntimeError::Gone) => self.create_network(docker, &name).await?,
-                    Err(error) => return Err(error),
-                }
-                name
-            }
-        };
-        *known = Some(network.clone());
-        Ok(network)
-    }
-
-    async fn create_network(&self, docker: &bollard::Docker, name: &str) -> Result<(), RuntimeError> {
-        info!(network = name, "making the Docker network");
-        let request = NetworkCreateRequest {
-            name: name.to_owned(),
-            driver: Some(name.to_owned()),
-            ipam: Some(Ipam {
-                driver: Some("null".to_owned()),
-                ..Ipam::default()
-            }),
-            labels: Some(HashMap::from([(
-                LABEL_NODE.to_owned(),
-                self.settings.node.clone(),
-            )])),
-            ..NetworkCreateRequest::default()
-        };
-        match docker.create_network(request).await.map_err(refused) {
-            Ok(_) | Err(RuntimeError::NameTaken) => Ok(()),
-            // The driver is not there: NetManager does not serve it.
-            Err(RuntimeError::Gone) => Err(RuntimeError::Refused(format!(
-                "Docker finds no network driver {name}; NetManager serves it"
-            ))),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// That containers were taken off the node's network: by hand, and whenever one ends.
-    fn disconnections(
-        &self,
-        docker: bollard::Docker,
-    ) -> impl Stream<Item = Result<ContainerEvent, RuntimeError>> + Send + use<> {
-        let filter = [
-            ("type", "network".to_owned()),
-            ("event", "disconnect".to_owned()),
-            ("network", network_name(&self.settings.node)),
-        ];
-        let filters = filter.map(|(name, value)| (name.to_owned(), vec![value]));
-        let options = EventsOptionsBuilder::default()
-            .filters(&HashMap::from(filters))
-            .build();
-        let events = docker.events(Some(options)).map_err(refused);
-        events.try_filter_map(move |message| {
-            let docker = docker.clone();
-            async move {
-                let attributes = message.actor.and_then(|actor| actor.attributes);
-                let Some(container) = attributes.and_then(|mut attributes| attributes.remove("container"))
-                else {
-                    return Ok(None);
-                };
-                // Who it is, its labels say. One that is gone is told of otherwise.
-                let found = docker
-                    .inspect_container(&container, None::<InspectContainerOptions>)
-                    .await;
-                let labels = found.ok().and_then(|found| found.config?.labels);
-                Ok(labels.as_ref().and_then(key).map(|key| ContainerEvent {
-                    key,
-                    container,
-                    kind: ContainerEventKind::Disappeared,
-                }))
-            }
-        })
-    }
-
     fn name(&self, key: &InstanceKey) -> String {
         specification::container_name(&self.settings.node, key)
     }
@@ -219,11 +124,6 @@ impl Docker {
             memory_limit: memory_limit.try_into().unwrap_or_default(),
         }
     }
-}
-
-/// Name of the node's Docker network, and of its driver.
-fn network_name(node: &str) -> String {
-    format!("oakestra-{node}")
 }
 
 #[async_trait]
@@ -452,89 +352,4 @@ impl Runtime for Docker {
             Err(error) => Err(error),
         }
     }
-}
-
-fn state(state: bollard::models::ContainerState) -> ContainerState {
-    match state.status {
-        Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY) | None => {
-            ContainerState::Created
-        }
-        Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::RESTARTING) => {
-            ContainerState::Running {
-                pid: state.pid.and_then(|pid| pid.try_into().ok()).unwrap_or_default(),
-            }
-        }
-        Some(ContainerStateStatusEnum::PAUSED) => ContainerState::Paused,
-        Some(ContainerStateStatusEnum::EXITED) => ContainerState::Exited {
-            code: state.exit_code.unwrap_or_default(),
-            out_of_memory: state.oom_killed.unwrap_or_default(),
-            error: state.error.unwrap_or_default(),
-        },
-        Some(ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD) => ContainerState::Removing,
-    }
-}
-
-fn key(labels: &HashMap<String, String>) -> Option<InstanceKey> {
-    Some(InstanceKey {
-        job_name: labels.get(LABEL_SERVICE)?.parse().ok()?,
-        instance_number: labels.get(LABEL_INSTANCE)?.parse().ok()?,
-    })
-}
-
-fn event(message: EventMessage) -> Option<ContainerEvent> {
-    let kind = match message.action?.as_str() {
-        "create" | "start" | "rename" => ContainerEventKind::Appeared,
-        "die" | "destroy" | "pause" => ContainerEventKind::Disappeared,
-        _ => return None,
-    };
-    let actor = message.actor?;
-    Some(ContainerEvent {
-        key: key(&actor.attributes?)?,
-        container: actor.id?,
-        kind,
-    })
-}
-
-/// What an error of the client means. Codes are those of Docker's API: 404 for what is not there, 409 for a name that
-/// is taken and for what is under way already.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the client's errors are many, and all others are of the connection"
-)]
-fn refused(error: Error) -> RuntimeError {
-    match error {
-        Error::DockerResponseServerError {
-            status_code: 404,
-            message,
-        } => {
-            debug!(message, "not there");
-            RuntimeError::Gone
-        }
-        Error::DockerResponseServerError {
-            status_code: 409,
-            message,
-        } => {
-            debug!(message, "conflict");
-            RuntimeError::NameTaken
-        }
-        Error::DockerResponseServerError { message, .. } => RuntimeError::Refused(message),
-        Error::DockerStreamError { error } => RuntimeError::Refused(error),
-        Error::RequestTimeoutError => RuntimeError::Refused("Docker did not answer in time".to_owned()),
-        other => RuntimeError::Away(format!("Docker does not answer: {}", with_causes(&other))),
-    }
-}
-
-/// The client's errors often say the least, and their causes the rest.
-fn with_causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text += ": ";
-            text += &said;
-        }
-        cause = error.source();
-    }
-    text
 }
