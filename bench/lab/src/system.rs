@@ -163,6 +163,18 @@ impl Plan {
                 "the root has heard of {counted} of {wanted} workers"
             )));
         }
+        for seat in &self.workers {
+            let status = match node::ask(&seat.namespace, &self.folder(seat), "/status") {
+                Ok(status) => status,
+                Err(error) => return Ok(Some(format!("NetManager of {}: {error:#}", seat.name))),
+            };
+            if status["connected"] != true {
+                return Ok(Some(format!(
+                    "NetManager of {} cannot ask the cluster: {}",
+                    seat.name, status["connection"]
+                )));
+            }
+        }
         Ok(None)
     }
 
