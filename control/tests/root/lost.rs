@@ -134,12 +134,14 @@ async fn nodes_keep_their_addresses_where_the_root_has_lost_its_state() {
             key: Some(key.to_owned()),
         })
         .await;
-        match c2.next().await {
-            FromRoot::Lease { lease, .. } => assert!(right && lease == held("n0", 0).lease),
-            other => assert!(
-                !right && matches!(other, FromRoot::LeaseRefused { .. }),
-                "{other:?}"
-            ),
+        let answer = c2.next().await;
+        if let FromRoot::Lease { lease, .. } = answer {
+            assert!(right && lease == held("n0", 0).lease);
+        } else {
+            assert!(
+                !right && matches!(answer, FromRoot::LeaseRefused { .. }),
+                "{answer:?}"
+            );
         }
     }
 }
