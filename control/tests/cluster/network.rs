@@ -169,7 +169,6 @@ async fn an_answer_does_not_wait_for_a_far_side_that_is_mute() {
         "{:?}: it waits for the other side",
         before.elapsed()
     );
-    assert!(before.elapsed().as_millis() < 1000, "{:?}", before.elapsed());
     // And tells it again until it has it.
     let first = play.far.expect("net/peers", |_| true).await;
     let again = play.far.expect("net/peers", |_| true).await;
@@ -413,8 +412,8 @@ async fn a_node_that_asks_too_much_keeps_nobody_waiting() {
     }
     let before = std::time::Instant::now();
     assert_eq!(play.far.query(CLIENT, "").await["app_name"], CLIENT);
-    // Less than the root may take to answer.
-    assert!(before.elapsed().as_millis() < 1500, "{:?}", before.elapsed());
+    // Behind the others it would wait for the root six times, two seconds each.
+    assert!(before.elapsed().as_secs() < 8, "{:?}", before.elapsed());
     play.near
         .expect("net/tablequery/result", |result| {
             result["query_key"] == "10.30.128.0"
