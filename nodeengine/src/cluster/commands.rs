@@ -32,11 +32,13 @@ async fn deploy(engine: &Arc<Engine>, payload: &[u8]) {
     let placement = match serde_json::from_slice::<Placement>(payload) {
         Ok(placement) => placement,
         Err(error) => {
+            let wrong = without_value(&error.to_string());
             let reason = match culprit::<Placement>(payload) {
-                Some(field) => format!("deploy refused: {field}: {error}"),
-                None => format!("deploy refused: {error}"),
+                Some(field) => format!("deploy refused: {field}: {wrong}"),
+                None => format!("deploy refused: {wrong}"),
             };
-            warn!(payload = excerpt(payload), "{reason}");
+            // Not the order itself: its environment may hold secrets.
+            warn!(bytes = payload.len(), "{reason}");
             if let Some((key, incarnation)) = instance(payload) {
                 engine.board.refused(&key, incarnation, &reason);
             }
@@ -91,6 +93,31 @@ fn instance(payload: &[u8]) -> Option<(InstanceKey, Option<u64>)> {
     Some((key, message.get("incarnation").and_then(Value::as_u64)))
 }
 
+/// What was expected, without what stands there instead, which may be a secret.
+fn without_value(error: &str) -> String {
+    match error.rsplit_once(", expected ") {
+        Some((_, expected)) if error.starts_with("invalid ") => format!("expected {expected}"),
+        Some(_) | None => error.to_owned(),
+    }
+}
+
 fn excerpt(payload: &[u8]) -> String {
     String::from_utf8_lossy(payload).chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_an_order_does_not_stand_in_the_log() {
+        let wrong = serde_json::from_str::<Vec<String>>("\"PASSWORD=secret, expected nowhere\"")
+            .expect_err("not a list")
+            .to_string();
+        assert!(wrong.contains("secret"), "{wrong}");
+        let told = without_value(&wrong);
+        assert!(!told.contains("secret") && !told.contains("nowhere"), "{told}");
+        assert!(told.contains("a sequence"), "{told}");
+        assert_eq!(without_value("missing field `image`"), "missing field `image`");
+    }
 }

@@ -1,6 +1,7 @@
 //! `NodeEngine -d`: the daemon in the background.
 
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ pub async fn run(root: &Path, paths: &Paths, docker: &str, options: &RunOptions)
     let file = File::options()
         .create(true)
         .append(true)
+        // It tells what runs here, and why it failed.
+        .mode(0o600)
         .open(&log)
         .with_context(|| format!("opening {}", log.display()))?;
     let begin = file.metadata()?.len();
