@@ -239,6 +239,27 @@ pub struct InstanceReport {
     pub row: Option<InstanceRow>,
 }
 
+impl InstanceReport {
+    /// A report that says only this.
+    pub fn bare(key: InstanceKey, incarnation: u64, status: InstanceStatus) -> Self {
+        Self {
+            key,
+            incarnation,
+            status,
+            status_detail: String::new(),
+            worker_id: String::new(),
+            host: String::new(),
+            host_ip: None,
+            publicip: String::new(),
+            cpu_percent: String::new(),
+            memory_percent: String::new(),
+            disk: String::new(),
+            logs: String::new(),
+            row: None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::node::{Client, Engine};
-use crate::stage::{QUIET, Stage, placement};
+use crate::stage::{QUIET, Stage, placement, within};
 
 const N1: &str = "0123456789abcdef00000001";
 const N2: &str = "0123456789abcdef00000002";
@@ -275,7 +275,12 @@ async fn all_goes_on_while_the_root_is_away() {
     two.until_runs("it is moved", |runs| runs == [(web.key(), FIRST + 1)])
         .await;
     drop(two);
-    sleep(Duration::from_secs(4)).await;
+    within("nobody has it", async {
+        while stage.get("/api/nodes").await.1[1]["instances"] != json!({}) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 
     let two = Engine::start(stage.mqtt, &stage.register(N2, "two").await).await;
     two.until_runs("it waited for room", |runs| {

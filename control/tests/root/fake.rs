@@ -195,10 +195,8 @@ impl Cluster {
         let FromRoot::Undeploy { key, incarnation } = self.next().await else {
             panic!("not an undeploy");
         };
-        let report = Box::new(InstanceReport {
-            incarnation,
-            ..empty_report(key, InstanceStatus::Undeployed)
-        });
+        let report = InstanceReport::bare(key, incarnation, InstanceStatus::Undeployed);
+        let report = Box::new(report);
         self.send(FromCluster::Instance { report }).await;
     }
 
@@ -212,32 +210,13 @@ impl Cluster {
     }
 }
 
-fn empty_report(key: protocol::job::InstanceKey, status: InstanceStatus) -> InstanceReport {
-    InstanceReport {
-        key,
-        incarnation: 0,
-        status,
-        status_detail: String::new(),
-        worker_id: String::new(),
-        host: String::new(),
-        host_ip: None,
-        publicip: String::new(),
-        cpu_percent: String::new(),
-        memory_percent: String::new(),
-        disk: String::new(),
-        logs: String::new(),
-        row: None,
-    }
-}
-
 /// A report of a placement on the node `w1`.
 pub fn report(placement: &Placement, status: InstanceStatus) -> InstanceReport {
     InstanceReport {
-        incarnation: placement.incarnation,
         worker_id: "w1".to_owned(),
         host: "h1".to_owned(),
         host_ip: Some([192, 0, 2, 7].into()),
         publicip: "192.0.2.7".to_owned(),
-        ..empty_report(placement.key(), status)
+        ..InstanceReport::bare(placement.key(), placement.incarnation, status)
     }
 }

@@ -419,30 +419,11 @@ impl Core {
     fn tell_undeployed(&mut self, key: InstanceKey, incarnation: u64, worker_id: String) {
         let report = InstanceReport {
             worker_id,
-            ..bare_report(key, incarnation)
+            ..InstanceReport::bare(key, incarnation, InstanceStatus::Undeployed)
         };
         self.tell_root(FromCluster::Instance {
             report: Box::new(report),
         });
-    }
-}
-
-/// A report that says only that a placement is gone.
-pub(super) fn bare_report(key: InstanceKey, incarnation: u64) -> InstanceReport {
-    InstanceReport {
-        key,
-        incarnation,
-        status: InstanceStatus::Undeployed,
-        status_detail: String::new(),
-        worker_id: String::new(),
-        host: String::new(),
-        host_ip: None,
-        publicip: String::new(),
-        cpu_percent: String::new(),
-        memory_percent: String::new(),
-        disk: String::new(),
-        logs: String::new(),
-        row: None,
     }
 }
 

@@ -9,7 +9,6 @@ use tracing::warn;
 
 use super::super::records::StopRecord;
 use super::Core;
-use super::placements::bare_report;
 
 impl Core {
     /// The root has told this cluster its id.
@@ -211,9 +210,12 @@ impl Core {
 /// What the root hears of a placement that is being stopped.
 fn still_there(stop: &StopRecord) -> InstanceReport {
     InstanceReport {
-        status: InstanceStatus::Running,
         status_detail: "is being stopped".to_owned(),
         worker_id: stop.node.clone(),
-        ..bare_report(stop.key.clone(), stop.incarnation.unwrap_or_default())
+        ..InstanceReport::bare(
+            stop.key.clone(),
+            stop.incarnation.unwrap_or_default(),
+            InstanceStatus::Running,
+        )
     }
 }
