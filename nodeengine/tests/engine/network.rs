@@ -74,6 +74,8 @@ async fn agree(State(Calls { calls, holds }): State<Calls>, uri: Uri, body: Byte
         "/Plugin.Activate" => json!({"Implements": ["NetworkDriver"]}),
         "/NetworkDriver.GetCapabilities" => json!({"Scope": "local", "ConnectivityScope": "local"}),
         "/NetworkDriver.CreateEndpoint" => json!({"Interface": {"Address": "10.18.0.66/32"}}),
+        // Else Docker makes a bridge of its own on this machine for the way out, and leaves it there.
+        "/NetworkDriver.Join" => json!({"DisableGatewayService": true}),
         _ => json!({}),
     };
     let is_endpoint = route == "/NetworkDriver.CreateEndpoint";
