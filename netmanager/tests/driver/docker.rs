@@ -175,6 +175,7 @@ fn spawn(folder: &Path) -> Result<Child> {
         .args(["--pidfile", &path("docker.pid")])
         .args(["--host", &format!("unix://{}", path("docker.sock"))])
         .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
+        .arg("--ip-forward=false")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
