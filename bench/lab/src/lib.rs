@@ -46,7 +46,7 @@ pub use endpoint::Endpoint;
 pub use host::{Host, HostOptions, Offloads, UPLINK};
 pub use laboratory::Lab;
 pub use namespace::Namespace;
-pub use remains::{PLUGIN_DIRECTORY, kill_programs, node_ids};
+pub use remains::{PLUGIN_DIRECTORY, kill_programs, node_ids, remove_control_groups};
 pub use run::started;
 pub use snapshot::Snapshot;
 pub use wait::{Condition, wait_for};

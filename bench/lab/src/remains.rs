@@ -75,7 +75,7 @@ fn begins_a_variable(environment: &[u8], variable: &[u8]) -> bool {
 
 /// Kills the containers of the run's own Docker, all of which are in a control group of the run's name, and removes
 /// that group.
-pub(crate) fn remove_control_groups(run: &str) -> Result<()> {
+pub fn remove_control_groups(run: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let group = hierarchy.join(run);
         if !group.exists() {

@@ -151,6 +151,10 @@ impl Drop for Docker {
             }
         }
         self.end_containerd();
+        let removed = control_group(&self.folder).and_then(|group| lab::remove_control_groups(&group));
+        if let Err(error) = removed {
+            eprintln!("{error:#}");
+        }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let below = format!("{}/", self.folder.display());
         for mount in mounts.lines().rev() {
@@ -162,6 +166,13 @@ impl Drop for Docker {
             }
         }
     }
+}
+
+/// The control group of its containers, below that of its lab: else Docker makes one that it never removes.
+fn control_group(folder: &Path) -> Result<String> {
+    let run = folder.parent().and_then(Path::file_name);
+    let run = run.context("a lab's folder has a name")?.to_string_lossy();
+    Ok(format!("{run}/docker"))
 }
 
 fn spawn(folder: &Path) -> Result<Child> {
@@ -176,6 +187,8 @@ fn spawn(folder: &Path) -> Result<Child> {
         .args(["--host", &format!("unix://{}", path("docker.sock"))])
         .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
         .arg("--ip-forward=false")
+        .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
+        .args(["--cgroup-parent", &format!("/{}", control_group(folder)?)])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

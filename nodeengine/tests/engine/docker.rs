@@ -63,6 +63,8 @@ impl Docker {
             .args(["--host", &self.address()])
             .args(["--bridge=none", "--iptables=false", "--ip-forward=false"])
             .args(["--shutdown-timeout=1"])
+            .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
+            .args(["--cgroup-parent", &format!("/{}", self.control_group())])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
@@ -75,6 +77,12 @@ impl Docker {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         self.child = Some(child);
+    }
+
+    /// The control group of its containers: else Docker makes one that it never removes.
+    fn control_group(&self) -> String {
+        let name = self.folder.path().file_name().expect("a name");
+        name.to_string_lossy().into_owned()
     }
 
     fn configuration(&self) -> PathBuf {
@@ -198,6 +206,9 @@ impl Drop for Docker {
                     nix::sys::wait::waitpid(pid, None).ok();
                 }
             }
+        }
+        if let Err(error) = lab::remove_control_groups(&self.control_group()) {
+            eprintln!("{error:#}");
         }
         unmount_below(self.folder.path());
     }
