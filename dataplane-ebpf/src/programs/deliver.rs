@@ -32,6 +32,11 @@ pub fn to_endpoint(ctx: &TcContext, hook: Hook, endpoint: &Endpoint) -> Outcome 
             // SAFETY: the helper takes integers only and checks the interface.
             redirected(unsafe { bpf_redirect(endpoint.interface, 0) }, Action::Deliver)
         }
+        // Arrived already.
+        (delivery::HOST, Hook::FromOak0) => {
+            as_received(ctx)?;
+            Ok(Action::DeliverHost)
+        }
         (delivery::HOST, _) => {
             // SAFETY: as above.
             let code = unsafe { bpf_redirect(endpoint.interface, u64::from(BPF_F_INGRESS)) };

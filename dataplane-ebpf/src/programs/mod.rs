@@ -8,6 +8,8 @@
 //! from_uplink ─── outer ─┬ admit ─ inner ─ flow ─ translate ─ decapsulate ─ deliver
 //! from_loopback ─────────┴ published ─ flow ─ translate ─ deliver, and back from from_endpoint
 //! ```
+//!
+//! A fragment that comes before its datagram's first goes to oak0 from every hook, and comes back behind the first.
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
@@ -20,6 +22,7 @@ mod balance;
 mod deliver;
 mod encap;
 mod flow;
+mod fragment;
 mod maps;
 mod outbound;
 mod packet;

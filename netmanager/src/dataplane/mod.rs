@@ -30,7 +30,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 16] = [
     "FLOWS",
     "INSTANCES",
     "INSTANCE_INDEX",
@@ -43,6 +43,8 @@ pub const MAPS: [&str; 14] = [
     "CURSORS",
     "LOCAL_ADDRESSES",
     "PUBLISHED",
+    "FRAGMENTS",
+    "EARLY_FRAGMENTS",
     "UNKNOWN_PEERS",
     "COUNTERS",
 ];

@@ -6,8 +6,8 @@ use std::{fs, io};
 
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, Published, PublishedKey,
-    RateWindow, Service, TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Instance, LAYOUT, Node, Peer,
+    Published, PublishedKey, RateWindow, Service, TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program};
@@ -171,7 +171,8 @@ fn sizes(name: &str) -> (usize, usize) {
         "SERVICES" => (ADDRESS, size_of::<Service>()),
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),
-        "UNKNOWN_PEERS" => (INDEX, size_of::<RateWindow>()),
+        "FRAGMENTS" => (size_of::<FragmentKey>(), size_of::<Fragment>()),
+        "EARLY_FRAGMENTS" | "UNKNOWN_PEERS" => (INDEX, size_of::<RateWindow>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),
         // INSTANCE_INDEX, LOCAL_ADDRESSES: an address to an index or a mark.
         _ => (ADDRESS, INDEX),

@@ -8,6 +8,7 @@ mod changes;
 mod docker;
 mod first_packet;
 mod fixture;
+mod fragments;
 mod hostile;
 mod lifecycle;
 mod own_processes;
