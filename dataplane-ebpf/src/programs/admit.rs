@@ -112,7 +112,7 @@ fn carried(ctx: &TcContext, hook: Hook, inner_length: usize, group: u32) -> Outc
     }
     let key = parse::flow_key(&inner, &transport);
     deliver::refuse_tunnel_port(&receiver, &key)?;
-    let shown = admit(&key, &transport, group)?;
+    let shown = admit(ctx, &key, &transport, group)?;
     if transport.part == Part::First && fragment::enter(hook, &inner, &transport) {
         return fragment::hand_up(hook);
     }
@@ -169,11 +169,11 @@ fn inner(ctx: &TcContext, inner_length: usize) -> Result<Ipv4, DropReason> {
 /// Whether the inner source lives with this group of nodes, or is not known yet; and what the receiver is shown.
 /// A flow that is known names the instance, which saves its look-up.
 #[inline(always)]
-fn admit(key: &FlowKey, transport: &Transport, group: u32) -> Result<FlowKey, DropReason> {
+fn admit(ctx: &TcContext, key: &FlowKey, transport: &Transport, group: u32) -> Result<FlowKey, DropReason> {
     let mut shown = *key;
     if let Some((decision, instance)) = flow::answered(key, transport)? {
         lives_with(instance.place.node(), group)?;
-        outbound::show(&mut shown, transport, &decision);
+        outbound::show(ctx, &mut shown, transport, &decision);
         return Ok(shown);
     }
     comes_from(key.source, group)?;

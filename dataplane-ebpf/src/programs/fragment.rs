@@ -7,7 +7,6 @@
 //! in vain is dropped, and counted, there.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::header::{
     ETHERNET_LENGTH, IPV4_LENGTH, IPV4_OFFSET_MASK, Ipv4, OPTION_END, OPTION_LOOSE_ROUTE, OPTION_NOTHING,
@@ -16,10 +15,9 @@ use dataplane_ebpf::header::{
 use dataplane_ebpf::tables::{FRAGMENT_KEPT, FRAGMENT_WAITS, Fragment, FragmentKey};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::deliver::redirected;
 use super::maps::{self, FRAGMENTS};
 use super::parse::{Part, Transport};
-use super::{Outcome, parse};
+use super::{Outcome, parse, redirect};
 
 /// The transport header of a packet that is not plain, in `found`.
 ///
@@ -137,8 +135,8 @@ pub fn hand_up(hook: Hook) -> Outcome {
     match hook {
         Hook::FromHost => Ok(Action::Park),
         Hook::FromEndpoint | Hook::FromOak0 | Hook::FromUplink | Hook::FromLoopback => {
-            // SAFETY: the helper takes integers only and checks the interface.
-            redirected(unsafe { bpf_redirect(maps::oak0_interface(), 0) }, Action::Park)
+            redirect::out(maps::oak0_interface())?;
+            Ok(Action::Park)
         }
     }
 }

@@ -30,8 +30,9 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 16] = [
+pub const MAPS: [&str; 19] = [
     "FLOWS",
+    "UNANSWERED",
     "INSTANCES",
     "INSTANCE_INDEX",
     "NODES",
@@ -47,6 +48,8 @@ pub const MAPS: [&str; 16] = [
     "EARLY_FRAGMENTS",
     "UNKNOWN_PEERS",
     "COUNTERS",
+    "SERVICE_COUNTERS",
+    "TRACE",
 ];
 
 /// Why the data plane could not be put in place.
@@ -107,6 +110,8 @@ pub struct Globals {
     pub tunnel_port: u16,
     /// The node's own namespace address.
     pub host_address: std::net::Ipv4Addr,
+    /// Whether walks note in `TRACE` what they did. For tests.
+    pub trace_walks: bool,
 }
 
 /// The loaded programs and their attachments.
@@ -183,13 +188,15 @@ pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables)
         return Err(DataplaneError::NoObject);
     }
     let host_address = globals.host_address.octets();
+    let trace_walks = u32::from(globals.trace_walks);
     let mut loader = EbpfLoader::new();
     // Nothing in the programs depends on the kernel's own types, and reading those takes tens of milliseconds.
     loader
         .btf(None)
         .override_global("OAK0_INTERFACE", &globals.oak0_interface, true)
         .override_global("TUNNEL_PORT", &globals.tunnel_port, true)
-        .override_global("HOST_ADDRESS", &host_address, true);
+        .override_global("HOST_ADDRESS", &host_address, true)
+        .override_global("TRACE_WALKS", &trace_walks, true);
     for (name, path) in pins {
         loader.map_pin_path(name, path.as_path());
     }
