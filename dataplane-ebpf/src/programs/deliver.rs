@@ -27,7 +27,7 @@ pub fn to_endpoint(ctx: &TcContext, hook: Hook, endpoint: &Endpoint) -> Outcome 
             redirect::out(endpoint.interface)?;
             Ok(Action::Deliver)
         }
-        // Arrived already.
+        // There already: up the stack.
         (delivery::HOST, Hook::FromOak0) => {
             as_received(ctx)?;
             Ok(Action::DeliverHost)
