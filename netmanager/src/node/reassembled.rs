@@ -39,9 +39,11 @@ pub(super) async fn receive<'a>(
                 Some(&mut control),
                 MsgFlags::empty(),
             )?;
-            let information = message.cmsgs()?.find_map(|message| match message {
-                ControlMessageOwned::Ipv4PacketInfo(information) => Some(information),
-                _ => None,
+            let information = message.cmsgs()?.find_map(|message| {
+                let ControlMessageOwned::Ipv4PacketInfo(information) = message else {
+                    return None;
+                };
+                Some(information)
             });
             Ok((message.bytes, message.address, information))
         })

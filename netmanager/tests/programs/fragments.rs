@@ -374,9 +374,10 @@ fn p04_a_header_that_is_cut_off_is_counted() {
             };
             node.drops(name, program, &first.frame(), reason);
         }
-        let reason = match reason {
-            DropReason::Short => DropReason::InnerShort,
-            _ => DropReason::InnerMalformed,
+        let reason = if reason == DropReason::Short {
+            DropReason::InnerShort
+        } else {
+            DropReason::InnerMalformed
         };
         let first = Packet {
             source: S_SHOWN,

@@ -177,9 +177,10 @@ fn p03_source_routes_and_contradictions_are_counted_in_the_overlay_and_left_alon
             ip_options,
             ..Packet::default()
         };
-        let reason = match reason {
-            DropReason::Malformed => DropReason::InnerMalformed,
-            reason => reason,
+        let reason = if reason == DropReason::Malformed {
+            DropReason::InnerMalformed
+        } else {
+            reason
         };
         node.drops(name, Program::FromUplink, &B_TO_A.around(&inner.ip()), reason);
         let foreign = Packet {
