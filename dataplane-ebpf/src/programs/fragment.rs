@@ -17,7 +17,7 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::maps::{self, FRAGMENTS};
 use super::parse::{Part, Transport};
-use super::{Outcome, parse, redirect};
+use super::{Outcome, packet, parse, redirect};
 
 /// The transport header of a packet that is not plain, in `found`.
 ///
@@ -191,13 +191,13 @@ fn check_options(
             return Ok(());
         }
         let offset = ip_offset + IPV4_LENGTH + at;
-        let kind: u8 = ctx.load(offset).map_err(|_| malformed)?;
+        let kind: u8 = packet::load(ctx, offset).ok_or(malformed)?;
         match kind {
             OPTION_END => return Ok(()),
             OPTION_NOTHING => at = anywhere(at + 1),
             OPTION_LOOSE_ROUTE | OPTION_STRICT_ROUTE => return Err(DropReason::IpOptions),
             _ => {
-                let size: u8 = ctx.load(offset + 1).map_err(|_| malformed)?;
+                let size: u8 = packet::load(ctx, offset + 1).ok_or(malformed)?;
                 let next = at + size as usize;
                 at = anywhere(next);
                 if size < 2 || next > length {

@@ -192,7 +192,7 @@ fn read<T: Copy, const PLAIN: bool>(ctx: &TcContext, offset: usize) -> Option<T>
     if PLAIN {
         packet::read(ctx, offset)
     } else {
-        ctx.load(offset).ok()
+        packet::load(ctx, offset)
     }
 }
 

@@ -29,9 +29,7 @@ const _: () = assert!(size_of::<Headers>() == IPV4_LENGTH + TCP_LENGTH);
 /// answered, it is only dropped.
 #[inline(always)]
 pub fn answer(ctx: &TcContext, ip: &Ipv4, endpoint: &Endpoint) -> Outcome {
-    let tcp = ctx
-        .load::<Tcp>(ETHERNET_LENGTH + parse::header_length(ip))
-        .map_err(|_| DropReason::Short)?;
+    let tcp: Tcp = packet::load(ctx, ETHERNET_LENGTH + parse::header_length(ip)).ok_or(DropReason::Short)?;
     if tcp.flags & TCP_RST != 0 {
         return Err(DropReason::NoFlow);
     }
