@@ -33,11 +33,14 @@ mod reset;
 mod trace;
 mod translate;
 
+// The entry points are inlined into what the macro makes of them: a call would take 32 of the 512 bytes of stack.
+
 /// What a walk ends in.
 type Outcome = Result<Action, DropReason>;
 
 /// A frame that an endpoint sent: tc ingress of the host's end of its link.
 #[classifier]
+#[inline(always)]
 pub fn from_endpoint(mut ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromEndpoint);
@@ -46,6 +49,7 @@ pub fn from_endpoint(mut ctx: TcContext) -> i32 {
 
 /// A frame that NetManager wrote back, or one for the node itself: tc ingress of `oak0`.
 #[classifier]
+#[inline(always)]
 pub fn from_oak0(mut ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromOak0);
@@ -54,6 +58,7 @@ pub fn from_oak0(mut ctx: TcContext) -> i32 {
 
 /// A frame that the node itself sent: tc egress of `oak0`.
 #[classifier]
+#[inline(always)]
 pub fn from_host(mut ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromHost);
@@ -62,6 +67,7 @@ pub fn from_host(mut ctx: TcContext) -> i32 {
 
 /// A frame from the wire: tc ingress of an uplink.
 #[classifier]
+#[inline(always)]
 pub fn from_uplink(mut ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = admit::walk(&mut ctx);
@@ -70,6 +76,7 @@ pub fn from_uplink(mut ctx: TcContext) -> i32 {
 
 /// A frame that the node itself sent to itself: tc egress of `lo`.
 #[classifier]
+#[inline(always)]
 pub fn from_loopback(ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = published::from_loopback(&ctx);
