@@ -4,8 +4,9 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, RateWindow,
-    Service, ServiceCounter, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    BackendKey, Counter, EARLY_FRAGMENTS_PER_WINDOW, Endpoint, Flow, FlowKey, Fragment, FragmentKey,
+    Instance, Node, Peer, Published, PublishedKey, RateWindow, Service, ServiceCounter, Trace, TunnelKey,
+    UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -41,6 +42,11 @@ pub static LOCAL_ADDRESSES: HashMap<[u8; 4], u32> =
 #[map]
 pub static PUBLISHED: HashMap<PublishedKey, Published> =
     HashMap::with_max_entries(capacity::PUBLISHED, BPF_F_NO_PREALLOC);
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
+#[map]
+pub static EARLY_FRAGMENTS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -169,7 +175,18 @@ pub fn is_any_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
 /// Whether another packet from an unknown outer source may be handed up in this window.
 #[inline(always)]
 pub fn may_hand_up_stranger() -> bool {
-    let Some(rate) = UNKNOWN_PEERS.get_ptr_mut(0) else {
+    may_pass(&UNKNOWN_PEERS, UNKNOWN_PEERS_PER_WINDOW)
+}
+
+/// Whether another fragment may be handed up in this window to wait for its first.
+#[inline(always)]
+pub fn may_hand_up_fragment() -> bool {
+    may_pass(&EARLY_FRAGMENTS, EARLY_FRAGMENTS_PER_WINDOW)
+}
+
+#[inline(always)]
+fn may_pass(windows: &PerCpuArray<RateWindow>, limit: u32) -> bool {
+    let Some(rate) = windows.get_ptr_mut(0) else {
         return false;
     };
     // SAFETY: a value of this CPU alone, and a program is not preempted by another on the same map's CPU.
@@ -178,7 +195,7 @@ pub fn may_hand_up_stranger() -> bool {
     if rate.window != window {
         *rate = RateWindow { window, passed: 0 };
     }
-    let allowed = rate.passed < UNKNOWN_PEERS_PER_WINDOW;
+    let allowed = rate.passed < limit;
     if allowed {
         rate.passed += 1;
     }

@@ -33,7 +33,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 17] = [
+pub const MAPS: [&str; 19] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -47,6 +47,8 @@ pub const MAPS: [&str; 17] = [
     "CURSORS",
     "LOCAL_ADDRESSES",
     "PUBLISHED",
+    "FRAGMENTS",
+    "EARLY_FRAGMENTS",
     "UNKNOWN_PEERS",
     "COUNTERS",
     "SERVICE_COUNTERS",

@@ -17,6 +17,7 @@ mod ledger;
 mod names;
 mod paths;
 mod published;
+mod reassembled;
 mod reconcile;
 mod records;
 mod restore;
