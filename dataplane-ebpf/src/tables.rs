@@ -20,6 +20,7 @@
 //! | `LOCAL_ADDRESSES` | hash | 256 | is this address mine | user space refuses the next |
 //! | `PUBLISHED` | hash | 16,384 | which endpoint has published this port | the attach fails |
 //! | `UNKNOWN_PEERS` | array per CPU | 1 | how many strangers were let up this second | – |
+//! | `SENT_ERRORS` | array per CPU | 1 | how many ICMP errors were sent this second | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
 //! | `SERVICE_COUNTERS` | array per CPU | 16,384 | what goes to and comes from service *i* | the last row is shared |
 
@@ -362,7 +363,7 @@ pub struct ServiceCounter {
     pub received: Counter,
 }
 
-/// Value of `UNKNOWN_PEERS`.
+/// Value of `UNKNOWN_PEERS` and `SENT_ERRORS`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RateWindow {
@@ -374,6 +375,8 @@ pub struct RateWindow {
 
 /// Packets from unknown outer sources that each CPU lets up to NetManager in a window of 2^30 ns.
 pub const UNKNOWN_PEERS_PER_WINDOW: u32 = 64;
+/// ICMP errors that each CPU sends to endpoints in a window of 2^30 ns.
+pub const SENT_ERRORS_PER_WINDOW: u32 = 100;
 
 // U-73: sizes and the offsets that the programs' single-word loads rely on, for host and bpf alike.
 const _: () = {

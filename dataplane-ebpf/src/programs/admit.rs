@@ -11,7 +11,9 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::maps::NODES;
 use super::parse::Transport;
-use super::{Outcome, balance, deliver, encap, flow, maps, outbound, packet, parse, published, translate};
+use super::{
+    Outcome, balance, deliver, encap, flow, icmp, maps, outbound, packet, parse, published, translate,
+};
 
 /// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node, nor
 /// for a published port, nor addressed to the overlay passes unchanged.
@@ -28,7 +30,7 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
         return Err(DropReason::Unencapsulated);
     }
     if !is_tunnel(ctx, &outer) {
-        return Ok(published::enter(ctx, Hook::FromUplink, &outer)?.unwrap_or(Action::Pass));
+        return Ok(published::enter(ctx, Hook::FromUplink, outer.protocol)?.unwrap_or(Action::Pass));
     }
     let inner_length = inner_length(ctx, &outer)?;
     let Some(peer) = maps::peer(outer.source) else {
@@ -44,13 +46,16 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
         return Err(DropReason::WrongInterface);
     }
     let inner = inner(ctx, inner_length)?;
-    let transport = parse::transport(
+    let transport = match parse::transport(
         ctx,
         INNER_OFFSET,
         &inner,
         DropReason::InnerShort,
         DropReason::InnerMalformed,
-    )?;
+    ) {
+        Err(DropReason::IcmpError) => return icmp::inbound(ctx, peer.group),
+        transport => transport?,
+    };
     let receiver = maps::endpoint(inner.destination).ok_or(DropReason::DestinationNotLocal)?;
     if !is_service_or_instance(inner.source) {
         return Err(DropReason::SourceNotOverlay);
@@ -119,17 +124,24 @@ fn admit(ctx: &TcContext, key: &FlowKey, transport: &Transport, group: u32) -> R
         outbound::show(ctx, &mut shown, transport, &decision);
         return Ok(shown);
     }
-    match maps::instance_index(key.source).and_then(maps::instance) {
-        Some(instance) => lives_with(instance.place.node(), group)?,
-        // No packet on a wire comes from a service: its instances show their own addresses.
-        None if balance::service(key.source).is_some() => return Err(DropReason::SourceNotOnNode),
-        None => {}
-    }
+    may_come_from(key.source, group)?;
     Ok(shown)
 }
 
+/// Whether the instance with this address lives with this group of nodes, or is not known yet.
 #[inline(always)]
-fn lives_with(node: u32, group: u32) -> Result<(), DropReason> {
+pub fn may_come_from(source: [u8; 4], group: u32) -> Result<(), DropReason> {
+    match maps::instance_index(source).and_then(maps::instance) {
+        Some(instance) => lives_with(instance.place.node(), group),
+        // No packet on a wire comes from a service: its instances show their own addresses.
+        None if balance::service(source).is_some() => Err(DropReason::SourceNotOnNode),
+        None => Ok(()),
+    }
+}
+
+/// Whether the node with this index is of the group.
+#[inline(always)]
+pub fn lives_with(node: u32, group: u32) -> Result<(), DropReason> {
     match NODES.get(node) {
         Some(path) if node != THIS_NODE && path.group == group => Ok(()),
         _ => Err(DropReason::SourceNotOnNode),

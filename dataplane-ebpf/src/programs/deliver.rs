@@ -41,6 +41,22 @@ pub fn to_endpoint(ctx: &TcContext, hook: Hook, endpoint: &Endpoint) -> Outcome 
     }
 }
 
+/// Sends a frame that was made an answer back to the endpoint that has sent it.
+#[inline(always)]
+pub fn back(endpoint: &Endpoint) -> Result<(), DropReason> {
+    let flags = if endpoint.delivery == delivery::HOST {
+        BPF_F_INGRESS
+    } else {
+        0
+    };
+    // SAFETY: the helper takes integers only and checks the interface.
+    redirected(
+        unsafe { bpf_redirect(endpoint.interface, u64::from(flags)) },
+        Action::Deliver,
+    )
+    .map(drop)
+}
+
 /// Refuses what would reach the node's own tunnel socket through the overlay: nothing but the data plane speaks
 /// to a tunnel port. `key` is the packet's as the receiver would see it.
 #[inline(always)]

@@ -39,6 +39,27 @@ pub struct Decision {
     pub is_settled: bool,
 }
 
+/// What the client's packets need of a decision.
+#[derive(Clone, Copy, Default)]
+pub struct Way {
+    /// Index in `INSTANCES`.
+    pub instance: u32,
+    pub service: u32,
+    /// The source port that the server sees.
+    pub port: [u8; 2],
+}
+
+impl Way {
+    #[inline(always)]
+    pub fn of(decision: &Decision) -> Self {
+        Self {
+            instance: decision.instance,
+            service: decision.service,
+            port: decision.port,
+        }
+    }
+}
+
 /// Looks a flow up and marks it as used, at most once in 2^30 ns.
 #[inline(always)]
 pub fn known(key: &FlowKey) -> Option<Decision> {
@@ -61,6 +82,13 @@ fn find(key: &FlowKey) -> Option<(*mut Flow, bool)> {
         Some(flow) => Some((flow, true)),
         None => UNANSWERED.get_ptr_mut(key).map(|flow| (flow, false)),
     }
+}
+
+/// Looks a flow up without marking it as used. It is read in place: rare, and short of stack.
+#[inline(always)]
+pub fn peek(key: &FlowKey) -> Option<&'static Flow> {
+    // SAFETY: the verifier has seen the null check; see `known` about an entry that is recycled meanwhile.
+    find(key).map(|(flow, _)| unsafe { &*flow })
 }
 
 /// The flow that `received` answers, and the instance that it comes from, unless it answers none. An instance that
@@ -148,7 +176,7 @@ fn mark(key: &FlowKey, bits: u8) {
 
 /// Moves both entries from `UNANSWERED` to `FLOWS`. Where there is no room, or one of them was pushed out, the other
 /// stays where it is.
-#[inline(always)]
+#[inline(never)]
 fn settle(forward: &FlowKey, reverse: &FlowKey) {
     if copy(reverse) {
         if copy(forward) {
@@ -262,16 +290,29 @@ pub struct Opening {
     pub answers: FlowKey,
 }
 
-/// Enters the decision that `forward` goes to `instance`, under a source port that no other flow of this
+/// Where a flow that is to be opened goes.
+pub struct Choice {
+    /// Index in `INSTANCES`.
+    pub index: u32,
+    pub instance: &'static Instance,
+    /// The id of the service that the client has asked for, if it was one.
+    pub service: Option<u32>,
+    pub may_change_port: bool,
+}
+
+/// Enters the decision that `forward` goes to the chosen instance, under a source port that no other flow of this
 /// client towards the instance has. When another CPU enters the flow at the same moment, its decision counts.
-#[inline(always)]
-pub fn open(
-    forward: &FlowKey,
-    index: u32,
-    instance: &Instance,
-    service: Option<u32>,
-    may_change_port: bool,
-) -> Result<Decision, DropReason> {
+///
+/// Not inlined: what it needs of the stack would be missing elsewhere. The way is written to memory that the caller has
+/// initialised, since the verifier does not see which of two results was left there.
+#[inline(never)]
+pub fn open(forward: &FlowKey, choice: &Choice, way: &mut Way) -> Result<(), DropReason> {
+    let Choice {
+        index,
+        instance,
+        service,
+        may_change_port,
+    } = *choice;
     let entry = Flow {
         incarnation: instance.incarnation,
         instance: index,
@@ -289,7 +330,8 @@ pub fn open(
         },
         answers: reverse_key(forward, instance.address, forward.source_port),
     };
-    enter(forward, &opening, may_change_port)
+    *way = Way::of(&enter(forward, &opening, may_change_port)?);
+    Ok(())
 }
 
 /// Enters both entries of a flow, the reverse one first.

@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, RateWindow,
-    Service, ServiceCounter, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    SENT_ERRORS_PER_WINDOW, Service, ServiceCounter, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -43,6 +43,8 @@ pub static PUBLISHED: HashMap<PublishedKey, Published> =
     HashMap::with_max_entries(capacity::PUBLISHED, BPF_F_NO_PREALLOC);
 #[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static SENT_ERRORS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(verdict::COUNTERS, 0);
 #[map]
@@ -156,7 +158,19 @@ pub fn is_any_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
 /// Whether another packet from an unknown outer source may be handed up in this window.
 #[inline(always)]
 pub fn may_hand_up_stranger() -> bool {
-    let Some(rate) = UNKNOWN_PEERS.get_ptr_mut(0) else {
+    passes(&UNKNOWN_PEERS, UNKNOWN_PEERS_PER_WINDOW)
+}
+
+/// Whether another ICMP error may be sent in this window.
+#[inline(always)]
+pub fn may_send_error() -> bool {
+    passes(&SENT_ERRORS, SENT_ERRORS_PER_WINDOW)
+}
+
+/// Counts one more in this window, unless there were `limit` already.
+#[inline(always)]
+fn passes(rate: &PerCpuArray<RateWindow>, limit: u32) -> bool {
+    let Some(rate) = rate.get_ptr_mut(0) else {
         return false;
     };
     // SAFETY: a value of this CPU alone, and a program is not preempted by another on the same map's CPU.
@@ -165,7 +179,7 @@ pub fn may_hand_up_stranger() -> bool {
     if rate.window != window {
         *rate = RateWindow { window, passed: 0 };
     }
-    let allowed = rate.passed < UNKNOWN_PEERS_PER_WINDOW;
+    let allowed = rate.passed < limit;
     if allowed {
         rate.passed += 1;
     }

@@ -20,16 +20,45 @@ mod balance;
 mod deliver;
 mod encap;
 mod flow;
+mod icmp;
 mod maps;
 mod outbound;
 mod packet;
 mod parse;
 mod published;
+mod published_error;
 mod reset;
+mod segment;
 mod translate;
+mod unreachable;
 
 /// What a walk ends in.
 type Outcome = Result<Action, DropReason>;
+
+/// An outcome as one number, for functions that are not inlined: they return what fits a register.
+#[derive(Clone, Copy)]
+struct Packed(u32);
+
+impl Packed {
+    const DROPPED: u32 = 0x100;
+
+    #[inline(always)]
+    fn new(outcome: Outcome) -> Self {
+        match outcome {
+            Ok(action) => Self(action as u32),
+            Err(reason) => Self(reason as u32 | Self::DROPPED),
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(self) -> Outcome {
+        if self.0 & Self::DROPPED == 0 {
+            Action::from_number(self.0 as u8).ok_or(DropReason::KernelRefused)
+        } else {
+            Err(DropReason::from_number(self.0 as u8).unwrap_or(DropReason::KernelRefused))
+        }
+    }
+}
 
 /// A frame that an endpoint sent: tc ingress of the host's end of its link.
 #[classifier]
@@ -91,7 +120,9 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | Action::Reset
             | Action::Publish
             | Action::PublishAnswer
-            | Action::AnswerGateway),
+            | Action::AnswerGateway
+            | Action::IcmpTooBig
+            | Action::IcmpUnreachable),
         ) => (action.row(), TC_ACT_REDIRECT),
         Err(
             reason @ (DropReason::VlanTagged

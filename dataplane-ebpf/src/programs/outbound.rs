@@ -3,23 +3,25 @@
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::{in_overlay, is_service_or_instance};
-use dataplane_ebpf::header::{ETHERNET_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
+use dataplane_ebpf::header::{
+    ETHERNET_LENGTH, IPV4_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_SYN,
+};
 use dataplane_ebpf::tables::{Endpoint, FlowKey, Instance, THIS_NODE, delivery, endpoint_flags, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::deliver::redirected;
-use super::flow::Decision;
+use super::flow::{Choice, Decision, Way};
 use super::maps::Direction;
 use super::parse::Transport;
-use super::{Outcome, arp, balance, deliver, encap, flow, maps, packet, parse, published, reset, translate};
-
-/// The congestion bits of the type of service (RFC 3168).
-const ECN: u8 = 0x03;
+use super::{
+    Outcome, arp, balance, deliver, encap, flow, icmp, maps, packet, parse, published, reset, segment,
+    translate, unreachable,
+};
 
 /// Where a packet goes that is not dropped on the spot.
 enum Destination {
-    /// This decision, and the instance it names.
-    Instance(Decision, Instance),
+    /// This way, and the instance it leads to.
+    Instance(Way, &'static Instance),
     /// Nobody here knows the address.
     Unknown,
     /// The packet belongs to no flow, and may not begin one to this address.
@@ -47,7 +49,7 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
     if !is_service_or_instance(ip.destination) {
         if matches!(hook, Hook::FromEndpoint)
             && endpoint.flags & endpoint_flags::PUBLISHES != 0
-            && let Some(action) = published::answer(ctx, hook, &ip)?
+            && let Some(action) = published::answer(ctx, hook, ip.protocol)?
         {
             return Ok(action);
         }
@@ -55,35 +57,45 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
             return to_oneself(ctx, hook, &ip);
         }
         if matches!(hook, Hook::FromEndpoint)
-            && let Some(action) = published::enter(ctx, hook, &ip)?
+            && let Some(action) = published::enter(ctx, hook, ip.protocol)?
         {
             return Ok(action);
         }
         return not_ours(ctx, &ip);
     }
     parse::refuse_unsupported(&ip)?;
-    let transport = parse::transport(
+    let transport = match parse::transport(
         ctx,
         ETHERNET_LENGTH,
         &ip,
         DropReason::Short,
         DropReason::Malformed,
-    )?;
+    ) {
+        Err(DropReason::IcmpError) => return icmp::outbound(ctx, hook),
+        transport => transport?,
+    };
     let key = parse::flow_key(&ip, &transport);
 
-    match destination(&key, &transport)? {
-        Destination::Instance(decision, instance) => {
-            forward(ctx, hook, &ip, &transport, &key, &endpoint, &decision, &instance)
+    let destination = match destination(&key, &transport) {
+        Err(DropReason::NoBackend) => {
+            return unreachable::host(ctx, DropReason::NoBackend);
+        }
+        destination => destination?,
+    };
+    match destination {
+        Destination::Instance(way, instance) => {
+            forward(ctx, hook, &ip, &transport, &key, &endpoint, &way, instance)
         }
         Destination::Unknown => match hook {
-            Hook::FromOak0 => Err(DropReason::Unresolved),
+            // NetManager has asked, and nobody knows the address.
+            Hook::FromOak0 => unreachable::host(ctx, DropReason::Unresolved),
             Hook::FromHost => Ok(Action::Park),
             Hook::FromEndpoint | Hook::FromUplink | Hook::FromLoopback => {
                 // SAFETY: the helper takes integers only and checks the interface.
                 redirected(unsafe { bpf_redirect(maps::oak0_interface(), 0) }, Action::Park)
             }
         },
-        Destination::Refused if ip.protocol == PROTOCOL_TCP => reset::answer(ctx, &ip, &endpoint),
+        Destination::Refused if ip.protocol == PROTOCOL_TCP => reset::answer(ctx),
         Destination::Refused => Err(DropReason::NoFlow),
     }
 }
@@ -149,7 +161,7 @@ fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, Drop
         match maps::instance(decision.instance) {
             Some(instance) if instance.incarnation == decision.incarnation && !restarts => {
                 flow::note_sent(key, transport.tcp_flags, &decision);
-                return Ok(Destination::Instance(decision, *instance));
+                return Ok(Destination::Instance(Way::of(&decision), instance));
             }
             // The flow ended with its instance, or the client begins anew with the ports of an ended one.
             found => {
@@ -178,20 +190,21 @@ fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, Drop
     let Some(instance) = maps::instance(index) else {
         return Err(DropReason::NoBackend);
     };
-    let decision = flow::open(
-        key,
+    let choice = Choice {
         index,
         instance,
         service,
-        service.is_some() || transport.begins,
-    )?;
-    if decision.instance == index {
-        return Ok(Destination::Instance(decision, *instance));
+        may_change_port: service.is_some() || transport.begins,
+    };
+    let mut way = Way::default();
+    flow::open(key, &choice, &mut way)?;
+    if way.instance == index {
+        return Ok(Destination::Instance(way, instance));
     }
-    let Some(instance) = maps::instance(decision.instance) else {
+    let Some(instance) = maps::instance(way.instance) else {
         return Err(DropReason::InstanceGone);
     };
-    Ok(Destination::Instance(decision, *instance))
+    Ok(Destination::Instance(way, instance))
 }
 
 /// Sends the packet on its decided way.
@@ -207,15 +220,15 @@ fn forward(
     transport: &Transport,
     key: &FlowKey,
     endpoint: &Endpoint,
-    decision: &Decision,
+    way: &Way,
     instance: &Instance,
 ) -> Outcome {
     let place = instance.place;
-    maps::count_service(decision.service, Direction::Sent, u64::from(ctx.len()));
+    maps::count_service(way.service, Direction::Sent, u64::from(ctx.len()));
     let mut sent = FlowKey {
         source: endpoint.instance_address,
         destination: place.address(),
-        source_port: decision.port,
+        source_port: way.port,
         destination_port: key.destination_port,
         protocol: key.protocol,
         zero: [0; 3],
@@ -229,13 +242,24 @@ fn forward(
         translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
         return deliver::to_endpoint(ctx, hook, &receiver);
     }
-    let node = encap::path(place.node())?;
+    let Ok(node) = encap::path(place.node()) else {
+        return unreachable::host(ctx, DropReason::NodeUnknown);
+    };
     let inner_length = parse::total_length(ip);
-    encap::fits(ctx, node, inner_length, transport)?;
+    if !encap::fits(ctx, node, inner_length, transport) {
+        return unreachable::too_big(ctx, node);
+    }
     translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
-    // Without the inner packet's congestion bits: nobody would carry a mark that the outer packet got back inside
-    // (RFC 6040, compatibility mode).
-    encap::send(ctx, node, &sent, ip.type_of_service & !ECN, inner_length)
+    if transport.tcp_flags & TCP_SYN != 0 {
+        segment::clamp(ctx, ETHERNET_LENGTH + IPV4_LENGTH, transport.header_length, node)?;
+    }
+    encap::send(
+        ctx,
+        node,
+        &sent,
+        encap::without_congestion(ip.type_of_service),
+        inner_length,
+    )
 }
 
 /// Applies a reverse entry, so that an answer comes from where the receiver sent to, and notes in the flow what

@@ -30,7 +30,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 16] = [
+pub const MAPS: [&str; 17] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -45,6 +45,7 @@ pub const MAPS: [&str; 16] = [
     "LOCAL_ADDRESSES",
     "PUBLISHED",
     "UNKNOWN_PEERS",
+    "SENT_ERRORS",
     "COUNTERS",
     "SERVICE_COUNTERS",
 ];

@@ -171,7 +171,7 @@ fn sizes(name: &str) -> (usize, usize) {
         "SERVICES" => (ADDRESS, size_of::<Service>()),
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),
-        "UNKNOWN_PEERS" => (INDEX, size_of::<RateWindow>()),
+        "UNKNOWN_PEERS" | "SENT_ERRORS" => (INDEX, size_of::<RateWindow>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),
         "SERVICE_COUNTERS" => (INDEX, size_of::<ServiceCounter>()),
         // INSTANCE_INDEX, LOCAL_ADDRESSES: an address to an index or a mark.
