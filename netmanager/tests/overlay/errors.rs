@@ -24,20 +24,23 @@ const TOLD_WITHIN: Duration = Duration::from_millis(2_500);
 #[test]
 fn n31_a_datagram_to_a_closed_port_is_refused_from_everywhere() {
     let overlay = Overlay::new("closed port");
-    let near_host = overlay.near.host();
-    for (who, client) in [("client", &*overlay.client), ("host", near_host)] {
-        for (where_to, service) in [("another node", FAR_SERVICE), ("this node", NEAR_SERVICE)] {
-            let socket = bind(client, 0);
-            socket.connect((service, CLOSED)).expect("connected");
-            for turn in ["first", "second"] {
-                socket.send(b"anybody there?").expect("sent");
-                let error = socket.recv(&mut [0; 8]).expect_err("nobody is");
-                assert_eq!(
-                    error.kind(),
-                    ErrorKind::ConnectionRefused,
-                    "{who} to {where_to}, {turn}"
-                );
-            }
+    let near_host: &Namespace = overlay.near.host();
+    // The far node has been told of the near node's containers, and not of itself.
+    for (who, client, where_to, service) in [
+        ("client", &*overlay.client, "another node", FAR_SERVICE),
+        ("client", &*overlay.client, "this node", NEAR_SERVICE),
+        ("host", near_host, "this node", NEAR_SERVICE),
+    ] {
+        let socket = bind(client, 0);
+        socket.connect((service, CLOSED)).expect("connected");
+        for turn in ["first", "second"] {
+            socket.send(b"anybody there?").expect("sent");
+            let error = socket.recv(&mut [0; 8]).expect_err("nobody is");
+            assert_eq!(
+                error.kind(),
+                ErrorKind::ConnectionRefused,
+                "{who} to {where_to}, {turn}"
+            );
         }
     }
 }
@@ -54,7 +57,7 @@ fn n33_nobody_there_is_told_at_once() {
     assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{error}");
     assert!(start.elapsed() < TOLD_WITHIN, "after {:?}", start.elapsed());
 
-    let socket = bind(&overlay.client, 0);
+    let socket = told_of_errors(&overlay.client);
     socket.connect((NO_SERVICE, 53)).expect("connected");
     socket.send(b"anybody there?").expect("sent");
     let error = socket.recv(&mut [0; 8]).expect_err("nobody is");
@@ -101,7 +104,7 @@ fn n33_a_service_without_instances_and_a_node_without_a_way_are_told() {
         .ip(&format!("link set {UPLINK} down"))
         .expect("set down");
     lab::wait_for("the way to be missed", DEADLINE, || {
-        let socket = bind(&overlay.client, 0);
+        let socket = told_of_errors(&overlay.client);
         socket.connect((FAR_SERVICE, CLOSED))?;
         socket.send(b"anybody there?")?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -287,17 +290,27 @@ fn unfragmented(endpoint: &Namespace) -> UdpSocket {
     socket
         .set_read_timeout(Some(Duration::from_millis(300)))
         .expect("a deadline");
-    let value = libc::IP_PMTUDISC_PROBE;
+    set(&socket, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE);
+    socket
+}
+
+/// A UDP socket that is also told of errors which need not be final.
+fn told_of_errors(endpoint: &Namespace) -> UdpSocket {
+    let socket = bind(endpoint, 0);
+    set(&socket, libc::IP_RECVERR, 1);
+    socket
+}
+
+fn set(socket: &UdpSocket, option: libc::c_int, value: libc::c_int) {
     // SAFETY: the value lives across the call, and its length is told.
     let code = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
+            option,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,
         )
     };
     assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
-    socket
 }
