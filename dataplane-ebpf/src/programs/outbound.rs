@@ -1,6 +1,5 @@
 //! The walk of a packet that an endpoint or the node itself sends.
 
-use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::{in_overlay, is_service_or_instance};
 use dataplane_ebpf::header::{
@@ -9,13 +8,12 @@ use dataplane_ebpf::header::{
 use dataplane_ebpf::tables::{Endpoint, FlowKey, Instance, THIS_NODE, delivery, endpoint_flags, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::deliver::redirected;
 use super::flow::{Choice, Decision, Way};
 use super::maps::Direction;
 use super::parse::Transport;
 use super::{
-    Outcome, arp, balance, deliver, encap, flow, icmp, maps, packet, parse, published, reset, segment,
-    translate, unreachable,
+    Outcome, arp, balance, deliver, encap, flow, icmp, maps, packet, parse, published, redirect, reset,
+    segment, translate, unreachable,
 };
 
 /// Where a packet goes that is not dropped on the spot.
@@ -91,8 +89,8 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
             Hook::FromOak0 => unreachable::host(ctx, DropReason::Unresolved),
             Hook::FromHost => Ok(Action::Park),
             Hook::FromEndpoint | Hook::FromUplink | Hook::FromLoopback => {
-                // SAFETY: the helper takes integers only and checks the interface.
-                redirected(unsafe { bpf_redirect(maps::oak0_interface(), 0) }, Action::Park)
+                redirect::out(maps::oak0_interface())?;
+                Ok(Action::Park)
             }
         },
         Destination::Refused if ip.protocol == PROTOCOL_TCP => reset::answer(ctx),
