@@ -202,12 +202,12 @@ fn inward(ctx: &TcContext, group: u32) -> Packed {
 #[inline(always)]
 fn try_inward(ctx: &TcContext, group: u32) -> Outcome {
     let inner = packet::read::<Ipv4>(ctx, INNER_OFFSET).ok_or(DropReason::InnerShort)?;
+    let quote = quote(ctx, INNER_OFFSET, &inner).ok_or(DropReason::IcmpError)?;
     let receiver = maps::endpoint(inner.destination).ok_or(DropReason::DestinationNotLocal)?;
     if !is_service_or_instance(inner.source) {
         return Err(DropReason::SourceNotOverlay);
     }
     admit::may_come_from(inner.source, group)?;
-    let quote = quote(ctx, INNER_OFFSET, &inner).ok_or(DropReason::IcmpError)?;
     if quote.key.source != inner.source || quote.key.destination != inner.destination {
         return Err(DropReason::IcmpError);
     }
