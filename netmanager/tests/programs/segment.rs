@@ -71,9 +71,9 @@ fn node() -> Host {
 
 #[test]
 fn p34_the_segment_size_of_a_syn_is_lowered_and_nothing_else() {
-    for flags in [SYN, SYN | ACK] {
-        for (source_port, (name, before, after)) in (5000..).zip(CASES) {
-            let node = node();
+    let node = node();
+    for (first_port, flags) in [(5000, SYN), (6000, SYN | ACK)] {
+        for (source_port, (name, before, after)) in (first_port..).zip(CASES) {
             // What answers a SYN needs a flow; what begins one does not mind it.
             let opening = Packet {
                 source_port,
