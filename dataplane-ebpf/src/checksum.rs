@@ -20,6 +20,12 @@ impl Difference {
         Self(self.0 + !u16::from_ne_bytes(old) as u64 + u16::from_ne_bytes(new) as u64)
     }
 
+    /// Both differences.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The difference as the kernel's checksum helpers take it: a 32-bit one's complement sum.
     #[inline(always)]
     pub const fn to_u32(self) -> u32 {

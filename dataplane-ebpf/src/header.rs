@@ -40,6 +40,21 @@ pub const ICMP_ECHO_REPLY: u8 = 0;
 /// See [`ICMP_ECHO_REPLY`].
 pub const ICMP_ECHO_REQUEST: u8 = 8;
 
+/// Type of "destination unreachable".
+pub const ICMP_UNREACHABLE: u8 = 3;
+/// Code of [`ICMP_UNREACHABLE`]: nobody is there.
+pub const ICMP_HOST_UNREACHABLE: u8 = 1;
+/// Code of [`ICMP_UNREACHABLE`]: the packet is too big, and must not be fragmented (RFC 1191).
+pub const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
+
+/// Whether an ICMP message of this type is an error that has a meaning for who gets it: destination unreachable, time
+/// exceeded, parameter problem. Source quench is obsolete (RFC 6633); a redirect speaks of routes, which endpoints
+/// do not have.
+#[inline(always)]
+pub const fn is_icmp_error(kind: u8) -> bool {
+    matches!(kind, ICMP_UNREACHABLE | 11 | 12)
+}
+
 /// TCP flag bits (RFC 9293).
 pub const TCP_FIN: u8 = 0x01;
 /// See [`TCP_FIN`].
@@ -140,9 +155,22 @@ pub struct IcmpEcho {
     pub sequence: [u8; 2],
 }
 
+/// ICMP header of "destination unreachable" (RFC 1191).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug)]
+pub struct IcmpUnreachable {
+    pub kind: u8,
+    pub code: u8,
+    pub checksum: [u8; 2],
+    pub unused: [u8; 2],
+    /// Bytes of the largest packet that fits; zero for other codes than [`ICMP_FRAGMENTATION_NEEDED`].
+    pub next_hop_mtu: [u8; 2],
+}
+
 const _: () = assert!(size_of::<Ethernet>() == ETHERNET_LENGTH);
 const _: () = assert!(size_of::<Arp>() == 28);
 const _: () = assert!(size_of::<Ipv4>() == IPV4_LENGTH);
 const _: () = assert!(size_of::<Tcp>() == TCP_LENGTH);
 const _: () = assert!(size_of::<Udp>() == UDP_LENGTH);
 const _: () = assert!(size_of::<IcmpEcho>() == ICMP_LENGTH);
+const _: () = assert!(size_of::<IcmpUnreachable>() == ICMP_LENGTH);

@@ -20,8 +20,10 @@
 //! | `LOCAL_ADDRESSES` | hash | 256 | is this address mine | user space refuses the next |
 //! | `PUBLISHED` | hash | 16,384 | which endpoint has published this port | the attach fails |
 //! | `FRAGMENTS` | LRU hash | 8,192 | which ports has the first fragment of this datagram | the least recently used go |
+//! | `OPENING` | array per CPU | 1 | room for the flow that is being opened | – |
 //! | `UNKNOWN_PEERS` | array per CPU | 1 | how many strangers were let up this second | – |
 //! | `EARLY_FRAGMENTS` | array per CPU | 1 | how many fragments were handed up this second to wait | – |
+//! | `SENT_ERRORS` | array per CPU | 1 | how many ICMP errors were sent this second | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
 //! | `TRACE` | array per CPU | 1 | what the last walk did, where programs are loaded to say so | – |
 //! | `SERVICE_COUNTERS` | array per CPU | 16,384 | what goes to and comes from service *i* | the last row is shared |
@@ -116,6 +118,18 @@ pub struct Flow {
     /// Bits of [`state`].
     pub state: u8,
     pub zero: [u8; 3],
+}
+
+/// Value of `OPENING`: both entries of a flow that is being opened, which would take too much of the stack.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Opening {
+    /// What the forward entry says, but for its port until that is known.
+    pub forward: Flow,
+    /// What the reverse entry says.
+    pub reverse: Flow,
+    /// The key of the answers, under the source port that is being tried.
+    pub answers: FlowKey,
 }
 
 /// Bits of [`Flow::state`]. How a flow stands (all but [`REVERSE`](state::REVERSE)) is noted in its forward entry, from
@@ -438,7 +452,7 @@ pub mod exit {
     pub const INGRESS: u32 = 4;
 }
 
-/// Value of `UNKNOWN_PEERS` and `EARLY_FRAGMENTS`.
+/// Value of `UNKNOWN_PEERS`, `EARLY_FRAGMENTS` and `SENT_ERRORS`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RateWindow {
@@ -450,11 +464,14 @@ pub struct RateWindow {
 
 /// Packets from unknown outer sources that each CPU lets up to NetManager in a window of 2^30 ns.
 pub const UNKNOWN_PEERS_PER_WINDOW: u32 = 64;
+/// ICMP errors that each CPU sends to endpoints in a window of 2^30 ns.
+pub const SENT_ERRORS_PER_WINDOW: u32 = 100;
 
 // U-73: sizes and the offsets that the programs' single-word loads rely on, for host and bpf alike.
 const _: () = {
     assert!(size_of::<FlowKey>() == 16);
     assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<Opening>() == 96);
     assert!(size_of::<Instance>() == 32 && core::mem::offset_of!(Instance, place) == 0);
     assert!(size_of::<Node>() == 56 && core::mem::offset_of!(Node, ethernet) == 8);
     assert!(size_of::<Endpoint>() == 24);

@@ -54,6 +54,15 @@ macro_rules! counted {
             /// Number of variants.
             pub const COUNT: u32 = Self::ALL.len() as u32;
 
+            /// The variant with this number.
+            #[inline(always)]
+            pub const fn from_number(number: u8) -> Option<Self> {
+                $(if number == Self::$variant as u8 {
+                    return Some(Self::$variant);
+                })+
+                None
+            }
+
             /// The name under which it is counted.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name),+ }
@@ -94,12 +103,16 @@ counted! {
         PublishAnswer = "PUBLISH_ANSWER",
         /// an endpoint asked where its gateway is (ARP), and was told
         AnswerGateway = "ANSWER_GATEWAY",
+        /// answered with "fragmentation needed": larger than the way to the node can carry
+        IcmpTooBig = "ICMP_TOO_BIG",
+        /// answered with "host unreachable": no instance, no such address, or no way to the node
+        IcmpUnreachable = "ICMP_UNREACHABLE",
     }
 }
 
 counted! {
     /// Why a packet was dropped.
-    DropReason from 10 {
+    DropReason from 12 {
         /// an endpoint sent a frame with a VLAN tag
         VlanTagged = "VLAN_TAGGED",
         /// the source is not the endpoint's own address
@@ -114,9 +127,9 @@ counted! {
         IpOptions = "IP_OPTIONS",
         /// a later fragment, and the first did not come in time
         Fragment = "FRAGMENT",
-        /// an ICMP error message
+        /// an ICMP error about a packet that its receiver has not sent, or about another error
         IcmpError = "ICMP_ERROR",
-        /// an ICMP message other than echo and errors
+        /// an ICMP message other than echo and the errors that are translated
         IcmpType = "ICMP_TYPE",
         /// neither TCP nor UDP nor ICMP
         Protocol = "PROTOCOL",
@@ -194,6 +207,18 @@ mod tests {
             .chain(DropReason::ALL.iter().map(|reason| reason.row()))
             .collect();
         assert_eq!(rows, (0..ROWS).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn numbers_give_back_their_variants() {
+        for number in 0..=u8::MAX {
+            let action = Action::ALL.get(usize::from(number)).copied();
+            let reason = DropReason::ALL.get(usize::from(number)).copied();
+            assert_eq!(
+                (Action::from_number(number), DropReason::from_number(number)),
+                (action, reason)
+            );
+        }
     }
 
     #[test]

@@ -31,6 +31,13 @@ pub const REFUSED: usize = 65_536;
 pub const UNKNOWN_FOR: Duration = Duration::from_secs(5);
 /// How long an address is not asked for again after the question failed.
 pub const FAILED_FOR: Duration = Duration::from_millis(500);
+/// Packets to addresses that do not exist that go back to the data plane in a second, which answers them with "host
+/// unreachable". A flood of them is dropped without an answer.
+pub const ANSWERS: u32 = 100;
+/// The same, of one source.
+pub const ANSWERS_PER_SOURCE: u32 = 10;
+/// What [`ANSWERS`] and [`ANSWERS_PER_SOURCE`] are counted over.
+const ANSWERS_IN: Duration = Duration::from_secs(1);
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,8 @@ pub enum Parked {
     Full,
     /// Dropped: the destination was asked for a moment ago, in vain.
     Refused,
+    /// Nobody has this address, and the sender is to be told so.
+    Absent,
 }
 
 /// Counts of packets that did not wait, or waited in vain.
@@ -72,27 +81,69 @@ struct Share {
     bytes: usize,
 }
 
+/// A destination that is not asked for again.
+#[derive(Debug)]
+struct Refusal {
+    until: Instant,
+    /// Nobody has the address; otherwise nobody could say.
+    is_absent: bool,
+}
+
+/// The senders that were told in this second that nobody has an address.
+#[derive(Debug, Default)]
+struct Answers {
+    since: Option<Instant>,
+    all: u32,
+    by_source: HashMap<Source, u32>,
+}
+
+impl Answers {
+    /// Whether one more packet of this source may be answered.
+    fn may(&mut self, source: Source, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now >= since + ANSWERS_IN) {
+            *self = Self {
+                since: Some(now),
+                ..Self::default()
+            };
+        }
+        if self.all >= ANSWERS {
+            return false;
+        }
+        let answered = self.by_source.entry(source).or_default();
+        if *answered >= ANSWERS_PER_SOURCE {
+            return false;
+        }
+        *answered += 1;
+        self.all += 1;
+        true
+    }
+}
+
 /// The waiting packets by destination.
 #[derive(Debug, Default)]
 pub struct Parking {
     waiting: HashMap<Ipv4Addr, Queue>,
     bytes: usize,
     shares: HashMap<Source, Share>,
-    refused: HashMap<Ipv4Addr, Instant>,
+    refused: HashMap<Ipv4Addr, Refusal>,
+    answers: Answers,
     dropped: Dropped,
 }
 
 impl Parking {
     /// Takes a packet in.
     pub fn park(&mut self, destination: Ipv4Addr, packet: &[u8], now: Instant) -> Parked {
-        if let Some(until) = self.refused.get(&destination) {
-            if now < *until {
+        let source = source(packet);
+        if let Some(refusal) = self.refused.get(&destination) {
+            if now < refusal.until {
+                if refusal.is_absent && self.answers.may(source, now) {
+                    return Parked::Absent;
+                }
                 self.dropped.refused += 1;
                 return Parked::Refused;
             }
             self.refused.remove(&destination);
         }
-        let source = source(packet);
         let is_first = !self.waiting.contains_key(&destination);
         if !self.has_room(destination, source, packet.len()) {
             self.dropped.full += 1;
@@ -151,14 +202,30 @@ impl Parking {
         }
     }
 
-    /// Drops what waits for a destination that nobody knows, and refuses it for a while.
+    /// Drops what waits for a destination about which nobody could say anything, and refuses it for a while.
     pub fn refuse(&mut self, destination: Ipv4Addr, now: Instant, period: Duration) {
         self.dropped.unanswered += self.release(destination).len() as u64;
+        self.remember(destination, now, period, false);
+    }
+
+    /// Refuses a destination that nobody has for a while. What waited for it is handed out as far as its senders may
+    /// be told, and dropped otherwise.
+    pub fn deny(&mut self, destination: Ipv4Addr, now: Instant) -> Vec<Vec<u8>> {
+        let mut packets = self.release(destination);
+        let waiting = packets.len();
+        packets.retain(|packet| self.answers.may(source(packet), now));
+        self.dropped.unanswered += (waiting - packets.len()) as u64;
+        self.remember(destination, now, UNKNOWN_FOR, true);
+        packets
+    }
+
+    fn remember(&mut self, destination: Ipv4Addr, now: Instant, period: Duration, is_absent: bool) {
         if self.refused.len() >= REFUSED {
-            self.refused.retain(|_, until| now < *until);
+            self.refused.retain(|_, refusal| now < refusal.until);
         }
         if self.refused.len() < REFUSED {
-            self.refused.insert(destination, now + period);
+            let until = now + period;
+            self.refused.insert(destination, Refusal { until, is_absent });
         }
     }
 
@@ -276,6 +343,37 @@ mod tests {
         }
         let last = Ipv4Addr::new(10, 30, 255, 255);
         assert_eq!(parking.park(last, b"syn", now), Parked::Refused);
+    }
+
+    #[test]
+    fn senders_to_an_address_that_nobody_has_are_told_at_a_limited_rate() {
+        let (mut parking, now) = (Parking::default(), Instant::now());
+        let (scanner, other) = (frame(0x0a12_0002, 60), frame(0x0a12_0003, 60));
+        let limit = ANSWERS_PER_SOURCE as usize;
+        for _ in 0..limit + 5 {
+            parking.park(A, &scanner, now);
+        }
+        assert_eq!(parking.deny(A, now).len(), limit);
+        assert_eq!(parking.dropped().unanswered, 5);
+        assert_eq!(parking.park(A, &scanner, now), Parked::Refused);
+        assert_eq!(parking.park(A, &other, now), Parked::Absent, "of another source");
+        let next = now + ANSWERS_IN;
+        assert_eq!(
+            parking.park(A, &scanner, next),
+            Parked::Absent,
+            "in another second"
+        );
+        parking.refuse(B, next, FAILED_FOR);
+        assert_eq!(
+            parking.park(B, &scanner, next),
+            Parked::Refused,
+            "nobody knows whether it exists"
+        );
+        let told = (0..2 * ANSWERS).filter(|index| {
+            let frame = frame(0x0a12_0100 + index, 60);
+            parking.park(A, &frame, next + ANSWERS_IN) == Parked::Absent
+        });
+        assert_eq!(told.count(), ANSWERS as usize, "of all sources together");
     }
 
     /// A frame of the tap from an address.

@@ -12,13 +12,14 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 use super::maps::NODES;
 use super::parse::{Part, Transport};
 use super::{
-    Outcome, balance, deliver, encap, flow, fragment, maps, outbound, packet, parse, published, translate,
+    Outcome, Stop, Walked, balance, deliver, encap, flow, fragment, maps, outbound, packet, parse, published,
+    translate,
 };
 
 /// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node, nor
 /// for a published port, nor addressed to the overlay passes unchanged.
 #[inline(always)]
-pub fn walk(ctx: &mut TcContext) -> Outcome {
+pub fn walk(ctx: &TcContext) -> Walked {
     // A frame of another VLAN belongs to the interface of that VLAN, which has this program too.
     if packet::vlan(ctx).is_some_and(|identifier| identifier != 0) || !parse::is_ipv4(ctx) {
         return Ok(Action::Pass);
@@ -27,14 +28,23 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
         return Ok(Action::Pass);
     };
     if in_overlay(outer.destination) {
-        return Err(DropReason::Unencapsulated);
+        return Err(DropReason::Unencapsulated.into());
     }
     if parse::fragment_word(&outer) & IPV4_FRAGMENT_MASK != 0 && outer.protocol == PROTOCOL_UDP {
         outer_fragment(ctx, &outer)?;
     } else if is_tunnel(ctx, &outer) {
         return tunnelled(ctx, &outer);
     }
-    Ok(published::enter(ctx, Hook::FromUplink, &outer)?.unwrap_or(Action::Pass))
+    Err(Stop::Elsewhere)
+}
+
+/// What is not a tunnel datagram: for a published port, or none of ours.
+#[inline(always)]
+pub fn elsewhere(ctx: &TcContext) -> Outcome {
+    let Ok(ip) = parse::ipv4(ctx) else {
+        return Ok(Action::Pass);
+    };
+    Ok(published::enter(ctx, Hook::FromUplink, ip.protocol)?.unwrap_or(Action::Pass))
 }
 
 /// Lets a fragment through that may belong to a tunnel datagram of a peer: the kernel puts the datagram together,
@@ -55,19 +65,19 @@ fn outer_fragment(ctx: &TcContext, outer: &Ipv4) -> Result<(), DropReason> {
 
 /// A tunnel datagram off a wire.
 #[inline(always)]
-fn tunnelled(ctx: &TcContext, outer: &Ipv4) -> Outcome {
+fn tunnelled(ctx: &TcContext, outer: &Ipv4) -> Walked {
     let inner_length = inner_length(ctx, outer)?;
     let Some(peer) = maps::peer(outer.source) else {
         // NetManager owns the socket of the tunnel port: it may learn of a new peer this way.
         return if maps::may_hand_up_stranger() {
             Ok(Action::Stranger)
         } else {
-            Err(DropReason::UnknownPeer)
+            Err(DropReason::UnknownPeer.into())
         };
     };
     // Where a container of somebody else's bridge could send, no peer is.
     if peer.interface != packet::interface(ctx) {
-        return Err(DropReason::WrongInterface);
+        return Err(DropReason::WrongInterface.into());
     }
     carried(ctx, Hook::FromUplink, inner_length, peer.group)
 }
@@ -75,7 +85,7 @@ fn tunnelled(ctx: &TcContext, outer: &Ipv4) -> Outcome {
 /// A tunnel datagram of a peer that NetManager writes back: it has put its fragments together, or has held it until
 /// the first fragment of the inner datagram had come. Where it arrived was checked before. `None`: something else.
 #[inline(always)]
-pub fn written_back(ctx: &TcContext, outer: &Ipv4) -> Result<Option<Action>, DropReason> {
+pub fn written_back(ctx: &TcContext, outer: &Ipv4) -> Result<Option<Action>, Stop> {
     if !is_tunnel(ctx, outer) {
         return Ok(None);
     }
@@ -88,35 +98,41 @@ pub fn written_back(ctx: &TcContext, outer: &Ipv4) -> Result<Option<Action>, Dro
 
 /// From what a peer's datagram carries to a frame that an endpoint receives.
 #[inline(always)]
-fn carried(ctx: &TcContext, hook: Hook, inner_length: usize, group: u32) -> Outcome {
+fn carried(ctx: &TcContext, hook: Hook, inner_length: usize, group: u32) -> Walked {
     let inner = inner(ctx, inner_length)?;
     let mut transport = Transport::default();
     if parse::is_plain(&inner) {
-        transport = parse::transport(
+        transport = match parse::transport(
             ctx,
             INNER_OFFSET,
             &inner,
             DropReason::InnerShort,
             DropReason::InnerMalformed,
-        )?;
+        ) {
+            Err(DropReason::IcmpError) => return Err(Stop::InnerIcmpError),
+            transport => transport?,
+        };
     } else {
-        fragment::transport(ctx, INNER_OFFSET, &inner, &mut transport)?;
+        match fragment::transport(ctx, INNER_OFFSET, &inner, &mut transport) {
+            Err(DropReason::IcmpError) => return Err(Stop::InnerIcmpError),
+            read => read?,
+        }
     }
     let receiver = maps::endpoint(inner.destination).ok_or(DropReason::DestinationNotLocal)?;
     if !is_service_or_instance(inner.source) {
-        return Err(DropReason::SourceNotOverlay);
+        return Err(DropReason::SourceNotOverlay.into());
     }
     if transport.part == Part::Early {
-        comes_from(inner.source, group)?;
-        return fragment::wait(hook, &inner);
+        may_come_from(inner.source, group)?;
+        return Ok(fragment::wait(hook, &inner)?);
     }
     let key = parse::flow_key(&inner, &transport);
     deliver::refuse_tunnel_port(&receiver, &key)?;
     let shown = admit(ctx, &key, &transport, group)?;
     if transport.part == Part::First && fragment::enter(hook, &inner, &transport) {
-        return fragment::hand_up(hook);
+        return Ok(fragment::hand_up(hook)?);
     }
-    enter(ctx, hook, &transport, &key, &shown, &receiver)
+    Ok(enter(ctx, hook, &transport, &key, &shown, &receiver)?)
 }
 
 /// Whether the packet is for the tunnel port at one of this node's own addresses.
@@ -176,13 +192,13 @@ fn admit(ctx: &TcContext, key: &FlowKey, transport: &Transport, group: u32) -> R
         outbound::show(ctx, &mut shown, transport, &decision);
         return Ok(shown);
     }
-    comes_from(key.source, group)?;
+    may_come_from(key.source, group)?;
     Ok(shown)
 }
 
-/// Whether the instance at this address lives with this group of nodes, or is not known yet.
+/// Whether the instance with this address lives with this group of nodes, or is not known yet.
 #[inline(always)]
-fn comes_from(source: [u8; 4], group: u32) -> Result<(), DropReason> {
+pub fn may_come_from(source: [u8; 4], group: u32) -> Result<(), DropReason> {
     match maps::instance_index(source).and_then(maps::instance) {
         Some(instance) => lives_with(instance.place.node(), group),
         // No packet on a wire comes from a service: its instances show their own addresses.
@@ -191,8 +207,9 @@ fn comes_from(source: [u8; 4], group: u32) -> Result<(), DropReason> {
     }
 }
 
+/// Whether the node with this index is of the group.
 #[inline(always)]
-fn lives_with(node: u32, group: u32) -> Result<(), DropReason> {
+pub fn lives_with(node: u32, group: u32) -> Result<(), DropReason> {
     match NODES.get(node) {
         Some(path) if node != THIS_NODE && path.group == group => Ok(()),
         _ => Err(DropReason::SourceNotOnNode),

@@ -2,10 +2,10 @@
 
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::header::{Ethernet, PROTOCOL_UDP};
-use dataplane_ebpf::tables::{Endpoint, FlowKey, delivery};
+use dataplane_ebpf::tables::{Endpoint, FlowKey, THIS_NODE, delivery};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::{Outcome, maps, packet, redirect};
+use super::{Outcome, maps, packet, redirect, trace};
 
 /// `PACKET_HOST` of the kernel: addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
@@ -37,6 +37,17 @@ pub fn to_endpoint(ctx: &TcContext, hook: Hook, endpoint: &Endpoint) -> Outcome 
             Ok(Action::DeliverHost)
         }
         _ => Err(DropReason::EndpointGone),
+    }
+}
+
+/// Sends a frame that was made an answer back to the endpoint that has sent it.
+#[inline(always)]
+pub fn back(endpoint: &Endpoint) -> Result<(), DropReason> {
+    trace::tunnel(THIS_NODE);
+    if endpoint.delivery == delivery::HOST {
+        redirect::into_ingress(endpoint.interface)
+    } else {
+        redirect::out(endpoint.interface)
     }
 }
 

@@ -15,6 +15,9 @@ use super::maps::{self, NODES};
 use super::parse::Transport;
 use super::{Outcome, packet, redirect, trace};
 
+/// The congestion bits of the type of service (RFC 3168).
+const ECN: u8 = 0x03;
+
 /// The path to the node with this index, unless it is vacant or known not to answer.
 #[inline(always)]
 pub fn path(node: u32) -> Result<&'static Node, DropReason> {
@@ -25,26 +28,24 @@ pub fn path(node: u32) -> Result<&'static Node, DropReason> {
         .ok_or(DropReason::NodeUnknown)
 }
 
-/// Refuses what would not fit the way to the node: the outer packet is never fragmented. Of a superframe each
-/// segment counts.
+/// Whether the packet fits the way to the node: the outer packet is never fragmented. Of a superframe each segment
+/// counts.
 #[inline(always)]
-pub fn fits(
-    ctx: &TcContext,
-    node: &Node,
-    inner_length: usize,
-    transport: &Transport,
-) -> Result<(), DropReason> {
+pub fn fits(ctx: &TcContext, node: &Node, inner_length: usize, transport: &Transport) -> bool {
     let segment = packet::segment_size(ctx);
     let longest = if segment == 0 {
         inner_length
     } else {
         transport.offset + transport.header_length + segment
     };
-    if longest + OVERHEAD > node.mtu as usize {
-        Err(DropReason::TooBig)
-    } else {
-        Ok(())
-    }
+    longest + OVERHEAD <= node.mtu as usize
+}
+
+/// A type of service for the outer header: without the inner packet's congestion bits, since nobody would carry a
+/// mark that the outer packet got back inside (RFC 6040, compatibility mode).
+#[inline(always)]
+pub fn without_congestion(type_of_service: u8) -> u8 {
+    type_of_service & !ECN
 }
 
 /// Puts the outer headers in front of the inner packet and sends the frame to the node. `flow` is the inner

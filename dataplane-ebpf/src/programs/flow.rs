@@ -12,7 +12,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use dataplane_ebpf::header::{PROTOCOL_ICMP, PROTOCOL_TCP, TCP_FIN, TCP_RST, TCP_SYN};
-use dataplane_ebpf::tables::{Flow, FlowKey, Instance, state};
+use dataplane_ebpf::tables::{Flow, FlowKey, Instance, Opening, state};
 use dataplane_ebpf::verdict::DropReason;
 
 use super::maps::{self, FLOWS, UNANSWERED};
@@ -40,6 +40,27 @@ pub struct Decision {
     pub is_settled: bool,
 }
 
+/// What the client's packets need of a decision.
+#[derive(Clone, Copy, Default)]
+pub struct Way {
+    /// Index in `INSTANCES`.
+    pub instance: u32,
+    pub service: u32,
+    /// The source port that the server sees.
+    pub port: [u8; 2],
+}
+
+impl Way {
+    #[inline(always)]
+    pub fn of(decision: &Decision) -> Self {
+        Self {
+            instance: decision.instance,
+            service: decision.service,
+            port: decision.port,
+        }
+    }
+}
+
 /// Looks a flow up and marks it as used, at most once in 2^30 ns.
 #[inline(always)]
 pub fn known(key: &FlowKey) -> Option<Decision> {
@@ -64,6 +85,13 @@ fn find(key: &FlowKey) -> Option<(*mut Flow, bool)> {
     }
     trace::look_up();
     UNANSWERED.get_ptr_mut(key).map(|flow| (flow, false))
+}
+
+/// Looks a flow up without marking it as used. It is read in place: rare, and short of stack.
+#[inline(always)]
+pub fn peek(key: &FlowKey) -> Option<&'static Flow> {
+    // SAFETY: the verifier has seen the null check; see `known` about an entry that is recycled meanwhile.
+    find(key).map(|(flow, _)| unsafe { &*flow })
 }
 
 /// The flow that `received` answers, and the instance that it comes from, unless it answers none. An instance that
@@ -151,7 +179,7 @@ fn mark(key: &FlowKey, bits: u8) {
 
 /// Moves both entries from `UNANSWERED` to `FLOWS`. Where there is no room, or one of them was pushed out, the other
 /// stays where it is.
-#[inline(always)]
+#[inline(never)]
 fn settle(forward: &FlowKey, reverse: &FlowKey) {
     if copy(reverse) {
         if copy(forward) {
@@ -255,90 +283,81 @@ pub fn forward_key(reverse: &FlowKey, decision: &Decision) -> FlowKey {
     }
 }
 
-/// Both entries of a flow that is to be opened, but for the source port that the server sees.
-pub struct Opening {
-    /// What the forward entry says, but for its port.
-    pub forward: Flow,
-    /// What the reverse entry says.
-    pub reverse: Flow,
-    /// The key of the answers, but for their destination port.
-    pub answers: FlowKey,
+/// Where a flow that is to be opened goes.
+pub struct Choice {
+    /// Index in `INSTANCES`.
+    pub index: u32,
+    pub instance: &'static Instance,
+    /// The id of the service that the client has asked for, if it was one.
+    pub service: Option<u32>,
+    pub may_change_port: bool,
 }
 
-/// Enters the decision that `forward` goes to `instance`, under a source port that no other flow of this
+/// Enters the decision that `forward` goes to the chosen instance, under a source port that no other flow of this
 /// client towards the instance has. When another CPU enters the flow at the same moment, its decision counts.
-#[inline(always)]
-pub fn open(
-    forward: &FlowKey,
-    index: u32,
-    instance: &Instance,
-    service: Option<u32>,
-    may_change_port: bool,
-) -> Result<Decision, DropReason> {
-    let entry = Flow {
+///
+/// Not inlined: what it needs of the stack would be missing elsewhere. The way is written to memory that the caller has
+/// initialised, since the verifier does not see which of two results was left there.
+#[inline(never)]
+pub fn open(forward: &FlowKey, choice: &Choice, way: &mut Way) -> Result<(), DropReason> {
+    let Choice {
+        index,
+        instance,
+        service,
+        may_change_port,
+    } = *choice;
+    let opening = maps::opening().ok_or(DropReason::FlowTableFull)?;
+    opening.forward = Flow {
         incarnation: instance.incarnation,
         instance: index,
-        service: service.map_or(0, |service| service + 1),
         last_seen: maps::coarse_time(),
         shown: forward.destination,
+        service: service.map_or(0, |service| service + 1),
         ..Flow::default()
     };
-    let opening = Opening {
-        forward: entry,
-        reverse: Flow {
-            port: forward.source_port,
-            state: state::REVERSE,
-            ..entry
-        },
-        answers: reverse_key(forward, instance.address, forward.source_port),
-    };
-    enter(forward, &opening, may_change_port)
+    opening.reverse = opening.forward;
+    opening.reverse.port = forward.source_port;
+    opening.reverse.state = state::REVERSE;
+    opening.answers = reverse_key(forward, instance.address, forward.source_port);
+    *way = Way::of(&enter(forward, opening, may_change_port)?);
+    Ok(())
 }
 
 /// Enters both entries of a flow, the reverse one first.
 #[inline(always)]
-pub fn enter(forward: &FlowKey, opening: &Opening, may_change_port: bool) -> Result<Decision, DropReason> {
-    let (reverse, port) = enter_reverse(forward, opening, may_change_port)?;
-    let entry = Flow {
-        port,
-        ..opening.forward
-    };
-    match insert(forward, &entry) {
-        Ok(()) => Ok(decision(&entry, false)),
+pub fn enter(
+    forward: &FlowKey,
+    opening: &mut Opening,
+    may_change_port: bool,
+) -> Result<Decision, DropReason> {
+    enter_reverse(forward, opening, may_change_port)?;
+    let port = opening.answers.destination_port;
+    opening.forward.port = port;
+    match insert(forward, &opening.forward) {
+        Ok(()) => Ok(decision(&opening.forward, false)),
         Err(ALREADY_EXISTS) => {
             let winner = known(forward).ok_or(DropReason::FlowTableFull)?;
-            if winner.instance != entry.instance || winner.port != port {
-                remove(&reverse);
+            if winner.instance != opening.forward.instance || winner.port != port {
+                remove(&opening.answers);
             }
             Ok(winner)
         }
         Err(_) => {
-            remove(&reverse);
+            remove(&opening.answers);
             Err(DropReason::FlowTableFull)
         }
     }
 }
 
-/// Enters the reverse entry under the first source port that is free towards the instance, and says which.
+/// Enters the reverse entry under the first source port that is free towards the instance, which is in its key then.
 #[inline(always)]
-fn enter_reverse(
-    forward: &FlowKey,
-    opening: &Opening,
-    may_change_port: bool,
-) -> Result<(FlowKey, [u8; 2]), DropReason> {
-    let mut port = forward.source_port;
+fn enter_reverse(forward: &FlowKey, opening: &mut Opening, may_change_port: bool) -> Result<(), DropReason> {
     for attempt in 0..=CANDIDATES {
-        match try_port(forward, opening, port, attempt, may_change_port) {
-            ENTERED => {
-                let reverse = FlowKey {
-                    destination_port: port,
-                    ..opening.answers
-                };
-                return Ok((reverse, port));
-            }
+        match try_port(forward, opening, attempt, may_change_port) {
+            ENTERED => return Ok(()),
             COLLIDED => break,
             FULL => return Err(DropReason::FlowTableFull),
-            next => port = (next as u16).to_ne_bytes(),
+            next => opening.answers.destination_port = (next as u16).to_ne_bytes(),
         }
     }
     Err(DropReason::PortCollision)
@@ -351,24 +370,21 @@ const COLLIDED: u32 = 0x0002_0000;
 /// See [`ENTERED`].
 const FULL: u32 = 0x0003_0000;
 
-/// Enters the reverse entry under this source port, or names the next one.
+/// Enters the reverse entry under the source port in its key, or names the next one.
 ///
 /// A function of its own: Linux 6.1 refuses a loop in which an instruction other than a jump leads back to the first, and
 /// a body of one call has none.
 #[inline(never)]
-fn try_port(forward: &FlowKey, opening: &Opening, port: [u8; 2], attempt: u32, may_change_port: bool) -> u32 {
-    let reverse = FlowKey {
-        destination_port: port,
-        ..opening.answers
-    };
-    match insert(&reverse, &opening.reverse) {
+fn try_port(forward: &FlowKey, opening: &Opening, attempt: u32, may_change_port: bool) -> u32 {
+    let reverse = &opening.answers;
+    match insert(reverse, &opening.reverse) {
         Ok(()) => ENTERED,
-        Err(ALREADY_EXISTS) if is_own(&reverse, &opening.reverse) => ENTERED,
+        Err(ALREADY_EXISTS) if is_own(reverse, &opening.reverse) => ENTERED,
         Err(ALREADY_EXISTS) if attempt == CANDIDATES => COLLIDED,
         // Removed, not overwritten: of two CPUs that find it, one enters its flow and the other tries again.
-        Err(ALREADY_EXISTS) if has_ended(&reverse) => {
-            remove(&reverse);
-            u32::from(u16::from_ne_bytes(port))
+        Err(ALREADY_EXISTS) if has_ended(reverse) => {
+            remove(reverse);
+            u32::from(u16::from_ne_bytes(reverse.destination_port))
         }
         Err(ALREADY_EXISTS) if may_change_port => u32::from(u16::from_ne_bytes(candidate(forward, attempt))),
         Err(ALREADY_EXISTS) => COLLIDED,

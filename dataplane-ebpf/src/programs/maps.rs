@@ -5,8 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, EARLY_FRAGMENTS_PER_WINDOW, Endpoint, Flow, FlowKey, Fragment, FragmentKey,
-    Instance, Node, Peer, Published, PublishedKey, RateWindow, Service, ServiceCounter, Trace, TunnelKey,
-    UNKNOWN_PEERS_PER_WINDOW, capacity,
+    Instance, Node, Opening, Peer, Published, PublishedKey, RateWindow, SENT_ERRORS_PER_WINDOW, Service,
+    ServiceCounter, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -48,7 +48,11 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
 #[map]
 pub static EARLY_FRAGMENTS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
+static OPENING: PerCpuArray<Opening> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static SENT_ERRORS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static TRACE: PerCpuArray<Trace> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -172,6 +176,14 @@ pub fn is_any_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
     port == tunnel_port() || is_tunnel(address, port)
 }
 
+/// Room for the flow that is being opened on this CPU.
+#[inline(always)]
+pub fn opening() -> Option<&'static mut Opening> {
+    // SAFETY: a value of this CPU alone, used by one walk at a time, since walks on one CPU do not interrupt each other;
+    // each walk asks once.
+    OPENING.get_ptr_mut(0).map(|opening| unsafe { &mut *opening })
+}
+
 /// Whether another packet from an unknown outer source may be handed up in this window.
 #[inline(always)]
 pub fn may_hand_up_stranger() -> bool {
@@ -184,6 +196,13 @@ pub fn may_hand_up_fragment() -> bool {
     may_pass(&EARLY_FRAGMENTS, EARLY_FRAGMENTS_PER_WINDOW)
 }
 
+/// Whether another ICMP error may be sent in this window.
+#[inline(always)]
+pub fn may_send_error() -> bool {
+    may_pass(&SENT_ERRORS, SENT_ERRORS_PER_WINDOW)
+}
+
+/// Counts one more in this window, unless there were `limit` already.
 #[inline(always)]
 fn may_pass(windows: &PerCpuArray<RateWindow>, limit: u32) -> bool {
     let Some(rate) = windows.get_ptr_mut(0) else {

@@ -23,55 +23,147 @@ mod deliver;
 mod encap;
 mod flow;
 mod fragment;
+mod icmp;
 mod maps;
 mod outbound;
 mod packet;
 mod parse;
 mod published;
+mod published_error;
 mod redirect;
 mod reset;
+mod segment;
 mod trace;
 mod translate;
+mod unreachable;
 
-// The entry points are inlined into what the macro makes of them: a call would take 32 of the 512 bytes of stack.
+// The entry points are inlined into what the macro makes of them, and call the walks: so what comes after a walk has the
+// stack that the walk had. There are 512 bytes of it for all functions that are waiting for each other.
+
+/// What becomes of a packet.
+type Outcome = Result<Action, DropReason>;
 
 /// What a walk ends in.
-type Outcome = Result<Action, DropReason>;
+type Walked = Result<Action, Stop>;
+
+/// Why a walk does not carry the packet on.
+enum Stop {
+    Dropped(DropReason),
+    /// It is an ICMP error: what it quotes decides.
+    IcmpError,
+    /// The same, in a tunnel datagram.
+    InnerIcmpError,
+    /// It is not for the overlay.
+    Elsewhere,
+}
+
+impl From<DropReason> for Stop {
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        match reason {
+            DropReason::IcmpError => Self::IcmpError,
+            reason => Self::Dropped(reason),
+        }
+    }
+}
+
+/// An outcome as one number, for functions that are not inlined: they return what fits a register.
+#[derive(Clone, Copy)]
+struct Packed(u32);
+
+impl Packed {
+    const DROPPED: u32 = 0x100;
+    const ICMP_ERROR: u32 = 0x200;
+    const INNER_ICMP_ERROR: u32 = 0x300;
+    const ELSEWHERE: u32 = 0x400;
+
+    #[inline(always)]
+    fn of_walk(walked: Walked) -> Self {
+        match walked {
+            Ok(action) => Self(action as u32),
+            Err(Stop::Dropped(reason)) => Self(reason as u32 | Self::DROPPED),
+            Err(Stop::IcmpError) => Self(Self::ICMP_ERROR),
+            Err(Stop::InnerIcmpError) => Self(Self::INNER_ICMP_ERROR),
+            Err(Stop::Elsewhere) => Self(Self::ELSEWHERE),
+        }
+    }
+
+    #[inline(always)]
+    fn new(outcome: Outcome) -> Self {
+        match outcome {
+            Ok(action) => Self(action as u32),
+            Err(reason) => Self(reason as u32 | Self::DROPPED),
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(self) -> Outcome {
+        if self.0 & Self::DROPPED == 0 {
+            Action::from_number(self.0 as u8).ok_or(DropReason::KernelRefused)
+        } else {
+            Err(DropReason::from_number(self.0 as u8).unwrap_or(DropReason::KernelRefused))
+        }
+    }
+}
 
 /// A frame that an endpoint sent: tc ingress of the host's end of its link.
 #[classifier]
 #[inline(always)]
-pub fn from_endpoint(mut ctx: TcContext) -> i32 {
+pub fn from_endpoint(ctx: TcContext) -> i32 {
     trace::begin();
-    let outcome = outbound::walk(&mut ctx, Hook::FromEndpoint);
+    let outcome = outbound(&ctx, Hook::FromEndpoint, walk_from_endpoint(&ctx));
     conclude(&ctx, Hook::FromEndpoint, outcome)
+}
+
+#[inline(never)]
+fn walk_from_endpoint(ctx: &TcContext) -> Packed {
+    Packed::of_walk(outbound::walk(ctx, Hook::FromEndpoint))
 }
 
 /// A frame that NetManager wrote back, or one for the node itself: tc ingress of `oak0`.
 #[classifier]
 #[inline(always)]
-pub fn from_oak0(mut ctx: TcContext) -> i32 {
+pub fn from_oak0(ctx: TcContext) -> i32 {
     trace::begin();
-    let outcome = outbound::walk(&mut ctx, Hook::FromOak0);
+    let outcome = outbound(&ctx, Hook::FromOak0, walk_from_oak0(&ctx));
     conclude(&ctx, Hook::FromOak0, outcome)
+}
+
+#[inline(never)]
+fn walk_from_oak0(ctx: &TcContext) -> Packed {
+    Packed::of_walk(outbound::walk(ctx, Hook::FromOak0))
 }
 
 /// A frame that the node itself sent: tc egress of `oak0`.
 #[classifier]
 #[inline(always)]
-pub fn from_host(mut ctx: TcContext) -> i32 {
+pub fn from_host(ctx: TcContext) -> i32 {
     trace::begin();
-    let outcome = outbound::walk(&mut ctx, Hook::FromHost);
+    let outcome = outbound(&ctx, Hook::FromHost, walk_from_host(&ctx));
     conclude(&ctx, Hook::FromHost, outcome)
+}
+
+#[inline(never)]
+fn walk_from_host(ctx: &TcContext) -> Packed {
+    Packed::of_walk(outbound::walk(ctx, Hook::FromHost))
 }
 
 /// A frame from the wire: tc ingress of an uplink.
 #[classifier]
 #[inline(always)]
-pub fn from_uplink(mut ctx: TcContext) -> i32 {
+pub fn from_uplink(ctx: TcContext) -> i32 {
     trace::begin();
-    let outcome = admit::walk(&mut ctx);
+    let outcome = match walk_from_uplink(&ctx) {
+        Packed(Packed::ELSEWHERE) => admit::elsewhere(&ctx),
+        Packed(Packed::INNER_ICMP_ERROR) => icmp::inbound(&ctx, Hook::FromUplink),
+        walked => walked.unpack(),
+    };
     conclude(&ctx, Hook::FromUplink, outcome)
+}
+
+#[inline(never)]
+fn walk_from_uplink(ctx: &TcContext) -> Packed {
+    Packed::of_walk(admit::walk(ctx))
 }
 
 /// A frame that the node itself sent to itself: tc egress of `lo`.
@@ -81,6 +173,18 @@ pub fn from_loopback(ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = published::from_loopback(&ctx);
     conclude(&ctx, Hook::FromLoopback, outcome)
+}
+
+/// What comes after the walk of a packet that an endpoint or the node sends.
+#[inline(always)]
+fn outbound(ctx: &TcContext, hook: Hook, walked: Packed) -> Outcome {
+    match walked {
+        Packed(Packed::ELSEWHERE) => outbound::elsewhere(ctx),
+        Packed(Packed::ICMP_ERROR) => icmp::outbound(ctx, hook),
+        // Of what NetManager writes back only.
+        Packed(Packed::INNER_ICMP_ERROR) if matches!(hook, Hook::FromOak0) => icmp::inbound(ctx, hook),
+        walked => walked.unpack(),
+    }
 }
 
 /// The only place that turns an outcome into a verdict and a counter.
@@ -108,7 +212,9 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | Action::Reset
             | Action::Publish
             | Action::PublishAnswer
-            | Action::AnswerGateway),
+            | Action::AnswerGateway
+            | Action::IcmpTooBig
+            | Action::IcmpUnreachable),
         ) => (action.row(), TC_ACT_REDIRECT),
         Err(
             reason @ (DropReason::VlanTagged

@@ -2,25 +2,22 @@
 
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::{in_overlay, is_service_or_instance};
-use dataplane_ebpf::header::{ETHERNET_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
+use dataplane_ebpf::header::{ETHERNET_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_SYN};
 use dataplane_ebpf::tables::{Endpoint, FlowKey, Instance, THIS_NODE, delivery, endpoint_flags, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::flow::Decision;
+use super::flow::{Choice, Decision, Way};
 use super::maps::Direction;
 use super::parse::{Part, Transport};
 use super::{
-    Outcome, admit, arp, balance, deliver, encap, flow, fragment, maps, packet, parse, published, redirect,
-    reset, translate,
+    Outcome, Packed, Stop, Walked, admit, arp, balance, deliver, encap, flow, fragment, maps, packet, parse,
+    published, redirect, reset, segment, translate, unreachable,
 };
-
-/// The congestion bits of the type of service (RFC 3168).
-const ECN: u8 = 0x03;
 
 /// Where a packet goes that is not dropped on the spot.
 enum Destination {
-    /// This decision, and the instance it names.
-    Instance(Decision, Instance),
+    /// This way, and the instance it leads to.
+    Instance(Way, &'static Instance),
     /// Nobody here knows the address.
     Unknown,
     /// The packet belongs to no flow, and may not begin one to this address.
@@ -29,14 +26,14 @@ enum Destination {
 
 /// From the endpoint's frame to a delivered or tunnelled one. What is not ours passes unchanged.
 #[inline(always)]
-pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
+pub fn walk(ctx: &TcContext, hook: Hook) -> Walked {
     // A tag would carry the frame past the checks below, into the stack or onto a VLAN of the wire.
     if matches!(hook, Hook::FromEndpoint) && packet::vlan(ctx).is_some() {
-        return Err(DropReason::VlanTagged);
+        return Err(DropReason::VlanTagged.into());
     }
     if !parse::is_ipv4(ctx) {
         if matches!(hook, Hook::FromEndpoint) && arp::asks_for_gateway(ctx) {
-            return arp::answer(ctx);
+            return Ok(arp::answer(ctx)?);
         }
         return Ok(Action::Pass);
     }
@@ -50,25 +47,17 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
     let endpoint = match source(ctx, hook, &ip)? {
         Some(endpoint) => endpoint,
         // The node's own, out of an interface that leads to NetManager only: nobody here speaks to a tunnel.
-        None if packet::ingress_interface(ctx) == 0 => return not_ours(ctx, &ip),
+        None if packet::ingress_interface(ctx) == 0 => return Ok(not_ours(ctx, &ip)?),
         None => return Ok(Action::Pass),
     };
     if !is_service_or_instance(ip.destination) {
-        if matches!(hook, Hook::FromEndpoint)
-            && endpoint.flags & endpoint_flags::PUBLISHES != 0
-            && let Some(action) = published::answer(ctx, hook, &ip)?
-        {
-            return Ok(action);
+        if matches!(hook, Hook::FromEndpoint) {
+            return Err(Stop::Elsewhere);
         }
         if in_overlay(ip.destination) {
-            return to_oneself(ctx, hook, &ip);
+            return Ok(to_oneself(ctx, hook, &ip)?);
         }
-        if matches!(hook, Hook::FromEndpoint)
-            && let Some(action) = published::enter(ctx, hook, &ip)?
-        {
-            return Ok(action);
-        }
-        return not_ours(ctx, &ip);
+        return Ok(not_ours(ctx, &ip)?);
     }
     let mut transport = Transport::default();
     if parse::is_plain(&ip) {
@@ -82,20 +71,27 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
     } else {
         fragment::transport(ctx, ETHERNET_LENGTH, &ip, &mut transport)?;
         if transport.part == Part::Early {
-            return fragment::wait(hook, &ip);
+            return Ok(fragment::wait(hook, &ip)?);
         }
         if transport.part == Part::First && fragment::enter(hook, &ip, &transport) {
-            return fragment::hand_up(hook);
+            return Ok(fragment::hand_up(hook)?);
         }
     }
     let key = parse::flow_key(&ip, &transport);
 
-    match destination(&key, &transport)? {
-        Destination::Instance(decision, instance) => {
-            forward(ctx, hook, &ip, &transport, &key, &endpoint, &decision, &instance)
+    let destination = match destination(&key, &transport) {
+        Err(DropReason::NoBackend) => {
+            return Ok(unreachable::host(ctx, DropReason::NoBackend)?);
         }
+        destination => destination?,
+    };
+    match destination {
+        Destination::Instance(way, instance) => Ok(forward(
+            ctx, hook, &ip, &transport, &key, &endpoint, &way, instance,
+        )?),
         Destination::Unknown => match hook {
-            Hook::FromOak0 => Err(DropReason::Unresolved),
+            // NetManager has asked, and nobody knows the address.
+            Hook::FromOak0 => Ok(unreachable::host(ctx, DropReason::Unresolved)?),
             Hook::FromHost => Ok(Action::Park),
             Hook::FromEndpoint | Hook::FromUplink | Hook::FromLoopback => {
                 redirect::out(maps::oak0_interface())?;
@@ -103,10 +99,41 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
             }
         },
         Destination::Refused if ip.protocol == PROTOCOL_TCP && transport.part != Part::Later => {
-            reset::answer(ctx, &ip, &endpoint)
+            Ok(reset::answer(ctx)?)
         }
-        Destination::Refused => Err(DropReason::NoFlow),
+        Destination::Refused => Err(DropReason::NoFlow.into()),
     }
+}
+
+/// What an endpoint sends neither to a service nor to an instance: to clients of a port that it has published, to a port
+/// that somebody has published here, or into the world.
+#[inline(always)]
+pub fn elsewhere(ctx: &TcContext) -> Outcome {
+    beyond(ctx).unpack()
+}
+
+#[inline(never)]
+fn beyond(ctx: &TcContext) -> Packed {
+    Packed::new(try_beyond(ctx))
+}
+
+#[inline(always)]
+fn try_beyond(ctx: &TcContext) -> Outcome {
+    let hook = Hook::FromEndpoint;
+    let ip = parse::ipv4(ctx)?;
+    let endpoint = maps::endpoint(ip.source).ok_or(DropReason::Spoofed)?;
+    if endpoint.flags & endpoint_flags::PUBLISHES != 0
+        && let Some(action) = published::answer(ctx, hook, ip.protocol)?
+    {
+        return Ok(action);
+    }
+    if in_overlay(ip.destination) {
+        return Err(DropReason::NotAService);
+    }
+    if let Some(action) = published::enter(ctx, hook, ip.protocol)? {
+        return Ok(action);
+    }
+    not_ours(ctx, &ip)
 }
 
 /// The endpoint that the packet comes from. An endpoint may use its own address only; what comes through
@@ -170,7 +197,7 @@ fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, Drop
         match maps::instance(decision.instance) {
             Some(instance) if instance.incarnation == decision.incarnation && !restarts => {
                 flow::note_sent(key, transport.tcp_flags, &decision);
-                return Ok(Destination::Instance(decision, *instance));
+                return Ok(Destination::Instance(Way::of(&decision), instance));
             }
             // The flow ended with its instance, or the client begins anew with the ports of an ended one.
             found => {
@@ -199,20 +226,21 @@ fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, Drop
     let Some(instance) = maps::instance(index) else {
         return Err(DropReason::NoBackend);
     };
-    let decision = flow::open(
-        key,
+    let choice = Choice {
         index,
         instance,
         service,
-        service.is_some() || transport.begins,
-    )?;
-    if decision.instance == index {
-        return Ok(Destination::Instance(decision, *instance));
+        may_change_port: service.is_some() || transport.begins,
+    };
+    let mut way = Way::default();
+    flow::open(key, &choice, &mut way)?;
+    if way.instance == index {
+        return Ok(Destination::Instance(way, instance));
     }
-    let Some(instance) = maps::instance(decision.instance) else {
+    let Some(instance) = maps::instance(way.instance) else {
         return Err(DropReason::InstanceGone);
     };
-    Ok(Destination::Instance(decision, *instance))
+    Ok(Destination::Instance(way, instance))
 }
 
 /// Sends the packet on its decided way.
@@ -228,15 +256,15 @@ fn forward(
     transport: &Transport,
     key: &FlowKey,
     endpoint: &Endpoint,
-    decision: &Decision,
+    way: &Way,
     instance: &Instance,
 ) -> Outcome {
     let place = instance.place;
-    maps::count_service(decision.service, Direction::Sent, u64::from(ctx.len()));
+    maps::count_service(way.service, Direction::Sent, u64::from(ctx.len()));
     let mut sent = FlowKey {
         source: endpoint.instance_address,
         destination: place.address(),
-        source_port: decision.port,
+        source_port: way.port,
         destination_port: key.destination_port,
         protocol: key.protocol,
         zero: [0; 3],
@@ -250,13 +278,29 @@ fn forward(
         translate::rewrite(ctx, ETHERNET_LENGTH, transport, key, &sent)?;
         return deliver::to_endpoint(ctx, hook, &receiver);
     }
-    let node = encap::path(place.node())?;
+    let Ok(node) = encap::path(place.node()) else {
+        return unreachable::host(ctx, DropReason::NodeUnknown);
+    };
     let inner_length = parse::total_length(ip);
-    encap::fits(ctx, node, inner_length, transport)?;
+    if !encap::fits(ctx, node, inner_length, transport) {
+        return unreachable::too_big(ctx, node);
+    }
     translate::rewrite(ctx, ETHERNET_LENGTH, transport, key, &sent)?;
-    // Without the inner packet's congestion bits: nobody would carry a mark that the outer packet got back inside
-    // (RFC 6040, compatibility mode).
-    encap::send(ctx, node, &sent, ip.type_of_service & !ECN, inner_length)
+    if transport.tcp_flags & TCP_SYN != 0 {
+        segment::clamp(
+            ctx,
+            ETHERNET_LENGTH + transport.offset,
+            transport.header_length,
+            node,
+        )?;
+    }
+    encap::send(
+        ctx,
+        node,
+        &sent,
+        encap::without_congestion(ip.type_of_service),
+        inner_length,
+    )
 }
 
 /// Applies a reverse entry, so that an answer comes from where the receiver sent to, and notes in the flow what

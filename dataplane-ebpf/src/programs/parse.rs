@@ -4,7 +4,7 @@ use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::header::{
     ETHERNET_LENGTH, ETHERTYPE_IPV4, Ethernet, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, ICMP_LENGTH,
     IPV4_FRAGMENT_MASK, IPV4_LENGTH, IcmpEcho, Ipv4, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, TCP_LENGTH,
-    Tcp, UDP_LENGTH, Udp,
+    Tcp, UDP_LENGTH, Udp, is_icmp_error,
 };
 use dataplane_ebpf::tables::FlowKey;
 use dataplane_ebpf::verdict::DropReason;
@@ -89,7 +89,8 @@ pub fn is_plain(ip: &Ipv4) -> bool {
 }
 
 /// The transport header of the plain IPv4 packet at `ip_offset`. `short` and `malformed` are the reasons to count,
-/// which differ between a packet and the inner packet of a tunnel.
+/// which differ between a packet and the inner packet of a tunnel. An ICMP error has none of its own: it is
+/// [`DropReason::IcmpError`], and what it quotes decides.
 #[inline(always)]
 pub fn transport(
     ctx: &TcContext,
@@ -168,8 +169,7 @@ pub fn transport_header<const PLAIN: bool>(
             let (source_port, destination_port) = match (echo.kind, echo.code) {
                 (ICMP_ECHO_REQUEST, 0) => (echo.identifier, [0; 2]),
                 (ICMP_ECHO_REPLY, 0) => ([0; 2], echo.identifier),
-                // Destination unreachable, source quench, redirect, time exceeded, parameter problem.
-                (3 | 4 | 5 | 11 | 12, _) => return Err(DropReason::IcmpError),
+                (kind, _) if is_icmp_error(kind) => return Err(DropReason::IcmpError),
                 _ => return Err(DropReason::IcmpType),
             };
             Ok(Transport {

@@ -14,13 +14,13 @@
 
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::in_overlay;
-use dataplane_ebpf::header::{ETHERNET_LENGTH, Ethernet, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
+use dataplane_ebpf::header::{ETHERNET_LENGTH, Ethernet, Ipv4, PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP};
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, LOOPBACK, Published, THIS_NODE, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::flow::{Decision, Opening};
+use super::flow::Decision;
 use super::parse::{Part, Transport};
-use super::{Outcome, deliver, flow, fragment, maps, packet, parse, redirect, translate};
+use super::{Outcome, deliver, flow, fragment, maps, packet, parse, published_error, redirect, translate};
 
 /// The address by which the node's own processes reach the node, besides those of its interfaces.
 const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
@@ -34,33 +34,67 @@ pub fn from_loopback(ctx: &TcContext) -> Outcome {
     let Ok(ip) = parse::ipv4(ctx) else {
         return Ok(Action::Pass);
     };
-    Ok(enter(ctx, Hook::FromLoopback, &ip)?.unwrap_or(Action::Pass))
+    Ok(enter(ctx, Hook::FromLoopback, ip.protocol)?.unwrap_or(Action::Pass))
+}
+
+/// Why a packet is not delivered here. With what it may hold it is one byte: what functions that are not inlined
+/// return in a register.
+pub enum Otherwise {
+    /// It belongs to no published port, or to no flow.
+    Pass,
+    /// It may begin a flow.
+    Begin,
+    Drop(DropReason),
+}
+
+impl From<DropReason> for Otherwise {
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
 }
 
 /// Delivers a packet that belongs to a published port; `None` for every other one, which is unchanged.
 #[inline(always)]
-pub fn enter(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, DropReason> {
-    let Some(published) = port(ctx, ip) else {
-        return Ok(None);
-    };
-    if !is_own(hook, ip.destination) || !may_be_client(hook, ip.source) {
-        return Ok(None);
+pub fn enter(ctx: &TcContext, hook: Hook, protocol: u8) -> Result<Option<Action>, DropReason> {
+    if protocol == PROTOCOL_ICMP {
+        return concluded(published_error::enter(ctx, hook), Action::Publish);
     }
-    let Some(transport) = transport(ctx, ip) else {
-        return Ok(None);
-    };
-    let key = parse::flow_key(ip, &transport);
-    let (decision, instance) = match known(hook, &key, &transport) {
-        Some(known) => {
-            flow::note_sent(&key, transport.tcp_flags, &known.0);
-            known
-        }
-        None if transport.begins => match begin(ctx, hook, &key, &published)? {
-            Some(begun) => begun,
-            None => return Ok(None),
+    match deliver(ctx, hook) {
+        Err(Otherwise::Begin) => match begin(ctx, hook) {
+            Ok(()) => concluded(deliver(ctx, hook), Action::Publish),
+            otherwise => concluded(otherwise, Action::Publish),
         },
-        None => return Ok(None),
+        done => concluded(done, Action::Publish),
+    }
+}
+
+#[inline(always)]
+fn concluded(done: Result<(), Otherwise>, action: Action) -> Result<Option<Action>, DropReason> {
+    match done {
+        Ok(()) => Ok(Some(action)),
+        Err(Otherwise::Pass) => Ok(None),
+        // Begun a moment ago, and pushed out already by others.
+        Err(Otherwise::Begin) => Err(DropReason::FlowTableFull),
+        Err(Otherwise::Drop(reason)) => Err(reason),
+    }
+}
+
+/// Delivers a packet of a known flow. Not inlined, as [`begin`]: both read the packet for themselves, because each
+/// needs more of the stack than the walk has left.
+#[inline(never)]
+fn deliver(ctx: &TcContext, hook: Hook) -> Result<(), Otherwise> {
+    let Some((key, transport, _)) = asked(ctx, hook) else {
+        return Err(Otherwise::Pass);
     };
+    let Some((decision, instance)) = known(hook, &key, &transport) else {
+        return Err(if transport.begins {
+            Otherwise::Begin
+        } else {
+            Otherwise::Pass
+        });
+    };
+    flow::note_sent(&key, transport.tcp_flags, &decision);
     let sent = FlowKey {
         source: decision.address,
         destination: instance.place.address(),
@@ -70,32 +104,57 @@ pub fn enter(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, D
         zero: [0; 3],
     };
     let receiver = maps::endpoint(sent.destination).ok_or(DropReason::EndpointGone)?;
-    if transport.part == Part::First {
-        fragment::enter(hook, ip, &transport);
+    if transport.part == Part::First
+        && let Ok(ip) = parse::ipv4(ctx)
+    {
+        fragment::enter(hook, &ip, &transport);
     }
     translate::rewrite(ctx, ETHERNET_LENGTH, &transport, &key, &sent)?;
     deliver::to_endpoint(ctx, hook, &receiver)?;
-    Ok(Some(Action::Publish))
+    Ok(())
+}
+
+/// The flow that a packet to a published port belongs to, and who has published that port.
+#[inline(always)]
+fn asked(ctx: &TcContext, hook: Hook) -> Option<(FlowKey, Transport, Published)> {
+    let ip = parse::ipv4(ctx).ok()?;
+    let published = port(ctx, &ip)?;
+    if !is_own(hook, ip.destination) || !may_be_client(hook, ip.source) {
+        return None;
+    }
+    let transport = transport(ctx, &ip)?;
+    Some((parse::flow_key(&ip, &transport), transport, published))
 }
 
 /// Sends an endpoint's packet back to the client of a published port that it answers; `None` for every other one,
 /// which is unchanged.
 #[inline(always)]
-pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, DropReason> {
-    let Some(transport) = transport(ctx, ip) else {
-        return Ok(None);
+pub fn answer(ctx: &TcContext, hook: Hook, protocol: u8) -> Result<Option<Action>, DropReason> {
+    if protocol == PROTOCOL_ICMP {
+        return concluded(published_error::answer(ctx, hook), Action::PublishAnswer);
+    }
+    concluded(answer_packet(ctx, hook), Action::PublishAnswer)
+}
+
+#[inline(never)]
+fn answer_packet(ctx: &TcContext, hook: Hook) -> Result<(), Otherwise> {
+    let Ok(ip) = parse::ipv4(ctx) else {
+        return Err(Otherwise::Pass);
     };
-    let key = parse::flow_key(ip, &transport);
+    let Some(transport) = transport(ctx, &ip) else {
+        return Err(Otherwise::Pass);
+    };
+    let key = parse::flow_key(&ip, &transport);
     let Some(decision) = flow::known(&key) else {
-        return Ok(None);
+        return Err(Otherwise::Pass);
     };
     if decision.state & state::PUBLISHED == 0 || decision.state & state::REVERSE == 0 {
-        return Ok(None);
+        return Err(Otherwise::Pass);
     }
     if current(&decision).is_none() {
         // Of another endpoint that had this address before.
         flow::remove(&key);
-        return Ok(None);
+        return Err(Otherwise::Pass);
     }
     flow::note_received(&key, transport.tcp_flags, &decision);
     let sent = FlowKey {
@@ -108,21 +167,33 @@ pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, 
     };
     // No client asks from there; who seems to would have the endpoint speak to a tunnel in the name of this node.
     if key.protocol == PROTOCOL_UDP && maps::is_any_tunnel(sent.destination, sent.destination_port) {
-        return Err(DropReason::TunnelFromEndpoint);
+        return Err(DropReason::TunnelFromEndpoint.into());
     }
     if transport.part == Part::First {
-        fragment::enter(hook, ip, &transport);
+        fragment::enter(hook, &ip, &transport);
     }
     translate::rewrite(ctx, ETHERNET_LENGTH, &transport, &key, &sent)?;
-    if decision.state & state::FROM_NODE != 0 {
-        to_node(ctx)?;
-    } else if in_overlay(sent.destination) {
-        let client = maps::endpoint(sent.destination).ok_or(DropReason::EndpointGone)?;
-        deliver::to_endpoint(ctx, hook, &client)?;
+    send_back(ctx, hook, decision.state, decision.address, decision.interface)?;
+    Ok(())
+}
+
+/// Sends a packet to the client of a published port, by the way that the client's own packets came.
+#[inline(always)]
+pub fn send_back(
+    ctx: &TcContext,
+    hook: Hook,
+    state: u8,
+    client: [u8; 4],
+    interface: u32,
+) -> Result<(), DropReason> {
+    if state & state::FROM_NODE != 0 {
+        to_node(ctx)
+    } else if in_overlay(client) {
+        let client = maps::endpoint(client).ok_or(DropReason::EndpointGone)?;
+        deliver::to_endpoint(ctx, hook, &client).map(drop)
     } else {
-        redirect::out_by_neighbour(decision.interface)?;
+        redirect::out_by_neighbour(interface)
     }
-    Ok(Some(Action::PublishAnswer))
 }
 
 /// The endpoint that has published the packet's destination port. Most packets of a wire end here.
@@ -158,14 +229,14 @@ fn transport(ctx: &TcContext, ip: &Ipv4) -> Option<Transport> {
 
 /// Whether the address is one by which the client reaches this node.
 #[inline(always)]
-fn is_own(hook: Hook, address: [u8; 4]) -> bool {
+pub fn is_own(hook: Hook, address: [u8; 4]) -> bool {
     maps::is_local(address) || matches!(hook, Hook::FromLoopback) && address == LOCALHOST
 }
 
 /// Whether packets of this source may come in there. An endpoint's source was checked already; a wire brings neither
 /// addresses of the overlay nor any that no other host can have.
 #[inline(always)]
-fn may_be_client(hook: Hook, source: [u8; 4]) -> bool {
+pub fn may_be_client(hook: Hook, source: [u8; 4]) -> bool {
     match hook {
         Hook::FromEndpoint | Hook::FromLoopback => true,
         Hook::FromUplink | Hook::FromOak0 | Hook::FromHost => {
@@ -201,23 +272,22 @@ fn known(hook: Hook, key: &FlowKey, transport: &Transport) -> Option<(Decision, 
     Some((decision, instance))
 }
 
-/// Begins a flow to the endpoint that has published the port; `None` when it is gone.
-#[inline(always)]
-fn begin(
-    ctx: &TcContext,
-    hook: Hook,
-    key: &FlowKey,
-    published: &Published,
-) -> Result<Option<(Decision, &'static Instance)>, DropReason> {
+/// Begins a flow to the endpoint that has published the port.
+#[inline(never)]
+fn begin(ctx: &TcContext, hook: Hook) -> Result<(), Otherwise> {
+    let Some((key, _, published)) = asked(ctx, hook) else {
+        return Err(Otherwise::Pass);
+    };
+    let key = &key;
     let Some(instance) = maps::instance(published.instance) else {
-        return Ok(None);
+        return Err(Otherwise::Pass);
     };
     let place = instance.place;
     if instance.incarnation != published.incarnation || place.node() != THIS_NODE {
-        return Ok(None);
+        return Err(Otherwise::Pass);
     }
     if matches!(hook, Hook::FromUplink) && maps::is_local(key.source) {
-        return Ok(None);
+        return Err(Otherwise::Pass);
     }
     let server = place.address();
     // Where the client's own address would not lead the answers back to the data plane, or would be refused by the
@@ -228,42 +298,36 @@ fn begin(
     } else {
         key.source
     };
-    let entry = Flow {
+    let opening = maps::opening().ok_or(DropReason::FlowTableFull)?;
+    opening.forward = Flow {
         incarnation: instance.incarnation,
         instance: published.instance,
         last_seen: maps::coarse_time(),
         shown: key.destination,
+        address: client,
+        other_port: published.port,
         interface: packet::interface(ctx),
         state: state::PUBLISHED | if from_node { state::FROM_NODE } else { 0 },
         ..Flow::default()
     };
-    let opening = Opening {
-        forward: Flow {
-            address: client,
-            other_port: published.port,
-            ..entry
-        },
-        reverse: Flow {
-            address: key.source,
-            port: key.source_port,
-            other_port: key.destination_port,
-            state: entry.state | state::REVERSE,
-            ..entry
-        },
-        answers: FlowKey {
-            source: server,
-            destination: client,
-            source_port: published.port,
-            destination_port: key.source_port,
-            protocol: key.protocol,
-            zero: [0; 3],
-        },
+    opening.reverse = opening.forward;
+    opening.reverse.address = key.source;
+    opening.reverse.port = key.source_port;
+    opening.reverse.other_port = key.destination_port;
+    opening.reverse.state |= state::REVERSE;
+    opening.answers = FlowKey {
+        source: server,
+        destination: client,
+        source_port: published.port,
+        destination_port: key.source_port,
+        protocol: key.protocol,
+        zero: [0; 3],
     };
-    let decision = flow::enter(key, &opening, true)?;
+    let decision = flow::enter(key, opening, true)?;
     if decision.instance == published.instance && decision.state & state::PUBLISHED != 0 {
-        return Ok(Some((decision, instance)));
+        return Ok(());
     }
-    Err(DropReason::InstanceGone)
+    Err(DropReason::InstanceGone.into())
 }
 
 /// Hands a packet to the node's own stack, as if `lo` had received it: with the addresses that `lo` has.

@@ -8,10 +8,9 @@ use dataplane_ebpf::header::{
     ETHERNET_LENGTH, Ethernet, IPV4_DONT_FRAGMENT, IPV4_LENGTH, Ipv4, PROTOCOL_TCP, TCP_ACK, TCP_FIN,
     TCP_LENGTH, TCP_RST, TCP_SYN, Tcp,
 };
-use dataplane_ebpf::tables::{Endpoint, delivery};
 use dataplane_ebpf::verdict::{Action, DropReason};
 
-use super::{Outcome, packet, parse, redirect};
+use super::{Outcome, deliver, maps, packet, parse};
 
 /// Bytes of the frame that carries the reset.
 const FRAME: usize = ETHERNET_LENGTH + IPV4_LENGTH + TCP_LENGTH;
@@ -28,13 +27,20 @@ const _: () = assert!(size_of::<Headers>() == IPV4_LENGTH + TCP_LENGTH);
 /// Turns the segment around as a reset and sends it back to the endpoint it came from. A reset is not
 /// answered, it is only dropped.
 #[inline(always)]
-pub fn answer(ctx: &TcContext, ip: &Ipv4, endpoint: &Endpoint) -> Outcome {
-    let tcp: Tcp = packet::load(ctx, ETHERNET_LENGTH + parse::header_length(ip)).ok_or(DropReason::Short)?;
+pub fn answer(ctx: &TcContext) -> Outcome {
+    send(ctx).map(|()| Action::Reset)
+}
+
+#[inline(never)]
+fn send(ctx: &TcContext) -> Result<(), DropReason> {
+    let ip = parse::ipv4(ctx)?;
+    let endpoint = maps::endpoint(ip.source).ok_or(DropReason::NoFlow)?;
+    let tcp: Tcp = packet::load(ctx, ETHERNET_LENGTH + parse::header_length(&ip)).ok_or(DropReason::Short)?;
     if tcp.flags & TCP_RST != 0 {
         return Err(DropReason::NoFlow);
     }
     let header_length = ((tcp.data_offset >> 4) as usize) * 4;
-    let payload = parse::total_length(ip) - parse::header_length(ip) - header_length;
+    let payload = parse::total_length(&ip) - parse::header_length(&ip) - header_length;
     let consumed = payload as u32 + u32::from(tcp.flags & TCP_SYN != 0) + u32::from(tcp.flags & TCP_FIN != 0);
     let (sequence, acknowledgement, flags) = if tcp.flags & TCP_ACK != 0 {
         (tcp.acknowledgement, [0; 4], TCP_RST)
@@ -90,10 +96,5 @@ pub fn answer(ctx: &TcContext, ip: &Ipv4, endpoint: &Endpoint) -> Outcome {
         };
     }
 
-    if endpoint.delivery == delivery::HOST {
-        redirect::into_ingress(endpoint.interface)?;
-    } else {
-        redirect::out(endpoint.interface)?;
-    }
-    Ok(Action::Reset)
+    deliver::back(&endpoint)
 }

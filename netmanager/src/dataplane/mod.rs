@@ -33,7 +33,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 19] = [
+pub const MAPS: [&str; 21] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -49,7 +49,9 @@ pub const MAPS: [&str; 19] = [
     "PUBLISHED",
     "FRAGMENTS",
     "EARLY_FRAGMENTS",
+    "OPENING",
     "UNKNOWN_PEERS",
+    "SENT_ERRORS",
     "COUNTERS",
     "SERVICE_COUNTERS",
     "TRACE",

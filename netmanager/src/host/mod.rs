@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod oak0;
 pub mod offload;
 pub mod overlap;
+pub mod path_mtu;
 pub mod ports;
 pub mod reserved_ports;
 mod route;

@@ -15,6 +15,7 @@ mod detach;
 mod docker;
 mod ledger;
 mod names;
+mod path_mtu;
 mod paths;
 mod published;
 mod reassembled;
@@ -48,6 +49,7 @@ use crate::endpoint::Fault;
 use crate::host::changes::Changes;
 use crate::host::docker_user::{self, DockerUserOptions};
 use crate::host::oak0::{self, Oak0, Oak0Options};
+use crate::host::path_mtu::PathMtuSocket;
 use crate::host::ruleset::RulesetChanges;
 use crate::host::{Netlink, firewall};
 use crate::parking::Parking;
@@ -56,6 +58,7 @@ use crate::state::{Registration, State, Store};
 
 use announced::ClusterAddresses;
 use ledger::Ledger;
+use path_mtu::PathMtus;
 use paths::Hops;
 use upkeep::Round;
 
@@ -95,6 +98,8 @@ pub struct Node {
     ledger: Mutex<Ledger>,
     /// Which nodes are behind which next hop.
     hops: Mutex<Hops>,
+    /// What fits on the way to nodes, as routers say.
+    path_mtus: Mutex<PathMtus>,
     cluster: Mutex<ClusterAddresses>,
     /// Own addresses, as last seen.
     local_addresses: Mutex<Vec<Ipv4Addr>>,
@@ -171,6 +176,7 @@ impl Node {
         };
         let oak0 = Oak0::open(&netlink, &options).await.context("opening oak0")?;
         let strangers = strangers::listen(config.listen_port)?;
+        let path_mtus = PathMtuSocket::open().context("listening to routers")?;
 
         let globals = Globals {
             oak0_interface: oak0.index(),
@@ -225,6 +231,7 @@ impl Node {
             kept,
             ledger: Mutex::default(),
             hops: Mutex::default(),
+            path_mtus: Mutex::default(),
             cluster: Mutex::default(),
             local_addresses: Mutex::default(),
             announced: Mutex::default(),
@@ -258,6 +265,7 @@ impl Node {
         node.spawn(|node| node.serve_changes(changes));
         node.spawn(|node| node.serve_ruleset(ruleset));
         node.spawn(|node| node.serve_strangers(strangers));
+        node.spawn(|node| node.serve_path_mtus(path_mtus));
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)
     }

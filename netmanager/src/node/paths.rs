@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataplane_ebpf::tables::node_flags;
 use nix::time::{ClockId, clock_gettime};
@@ -105,10 +105,11 @@ impl Node {
             mtu,
             ..
         } = route;
+        let learnt = lock(&self.path_mtus).get(key, Instant::now());
         Ok(Path {
             interface,
             source,
-            mtu,
+            mtu: learnt.map_or(mtu, |learnt| learnt.min(mtu)),
             ethernet,
             flags: 0,
         })
@@ -118,6 +119,7 @@ impl Node {
     pub(super) async fn refresh_all_paths(&self, confirm: Confirm) {
         let keys = self.directory().node_keys();
         lock(&self.hops).retain(&keys);
+        lock(&self.path_mtus).retain(&keys);
         self.refresh_paths(keys, confirm).await;
     }
 

@@ -102,7 +102,12 @@ impl Node {
             // It was on its way up while the answer was entered.
             return self.write_back(frame).await;
         }
-        if lock(&self.parking).park(destination, frame, Instant::now()) == Parked::First {
+        let parked = lock(&self.parking).park(destination, frame, Instant::now());
+        if parked == Parked::Absent {
+            // Missed a second time, it is answered.
+            return self.write_back(frame).await;
+        }
+        if parked == Parked::First {
             let answered = answered.clone();
             self.spawn(|node| async move {
                 node.ask(destination).await;
@@ -146,7 +151,7 @@ impl Node {
                         }
                     }
                 }
-                Ok(None) => return refuse(UNKNOWN_FOR),
+                Ok(None) => return self.deny(destination).await,
                 Err(error @ (ResolveError::Away(_) | ResolveError::Late { .. })) => {
                     tracing::debug!(%error, %destination, "no answer");
                     return refuse(FAILED_FOR);
@@ -158,6 +163,14 @@ impl Node {
             }
         }
         refuse(FAILED_FOR);
+    }
+
+    /// Nobody has this address: what waits for it is answered.
+    async fn deny(&self, destination: Ipv4Addr) {
+        let packets = lock(&self.parking).deny(destination, Instant::now());
+        for packet in packets {
+            self.write_back(&packet).await;
+        }
     }
 
     async fn release(&self, destination: Ipv4Addr) {

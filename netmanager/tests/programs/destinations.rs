@@ -9,6 +9,7 @@ use crate::topology::{
     A, A_SHOWN, A_TO_B, C, EMPTY, HOST, INTERFACE, MAC_OF_A, NEIGHBOUR, OUTER_A, S, S_SHOWN, SINGLE, Site, T,
     T_SHOWN, UNKNOWN, index_of, set_endpoint, set_service, vacate,
 };
+use crate::unreachable::{HOST_UNREACHABLE, answer};
 
 #[test]
 fn p13_addresses_outside_the_overlay_are_left_alone() {
@@ -90,8 +91,8 @@ fn p13_a_service_carries_tcp_udp_and_echo_and_nothing_else() {
             Transport::Icmp(3, 4),
             DropReason::IcmpError,
         ),
-        ("source quench", Transport::Icmp(4, 0), DropReason::IcmpError),
-        ("redirect", Transport::Icmp(5, 1), DropReason::IcmpError),
+        ("source quench", Transport::Icmp(4, 0), DropReason::IcmpType),
+        ("redirect", Transport::Icmp(5, 1), DropReason::IcmpType),
         ("time exceeded", Transport::Icmp(11, 0), DropReason::IcmpError),
         ("parameter problem", Transport::Icmp(12, 0), DropReason::IcmpError),
         ("timestamp", Transport::Icmp(13, 0), DropReason::IcmpType),
@@ -121,7 +122,7 @@ fn p13_a_service_carries_tcp_udp_and_echo_and_nothing_else() {
 }
 
 #[test]
-fn p13_a_packet_to_an_unknown_address_is_parked_as_it_is_and_dropped_the_second_time() {
+fn p13_a_packet_to_an_unknown_address_is_parked_as_it_is_and_answered_the_second_time() {
     let node = Host::at(Site::A);
     for transport in Transport::CARRIED {
         for flags in [SYN, ACK] {
@@ -134,7 +135,8 @@ fn p13_a_packet_to_an_unknown_address_is_parked_as_it_is_and_dropped_the_second_
             let case = format!("{transport:?}, flags {flags:#04x}");
             let frame = packet.frame();
             node.expect(&case, Program::FromEndpoint, &frame, Action::Park, &frame);
-            node.drops(&case, Program::FromOak0, &frame, DropReason::Unresolved);
+            let told = answer(&packet, HOST_UNREACHABLE, 0);
+            node.expect(&case, Program::FromOak0, &frame, Action::IcmpUnreachable, &told);
             let frame = Packet {
                 source: HOST,
                 ..packet
@@ -205,11 +207,12 @@ fn p13_a_service_without_instance_is_named_as_such() {
                 ..Packet::default()
             };
             let case = format!("{name}, {transport:?}");
-            node.drops(
+            node.expect(
                 &case,
                 Program::FromEndpoint,
                 &packet.frame(),
-                DropReason::NoBackend,
+                Action::IcmpUnreachable,
+                &answer(&packet, HOST_UNREACHABLE, 0),
             );
         }
     }

@@ -12,6 +12,7 @@ use crate::topology::{
     A_SHOWN, A_TO_B, A_TO_C, GATEWAY_MAC, MAC_OF_A, MTU, NEIGHBOUR, S, S_SHOWN, SINGLE, Site, T, index_of,
     set_instance, set_node,
 };
+use crate::unreachable::{FRAGMENTATION_NEEDED, HOST_UNREACHABLE, answer};
 
 fn path_to_b(node: &Host) -> Node {
     let index = Site::B.index(Site::A);
@@ -222,7 +223,7 @@ fn p40_source_ports_differ_between_flows_and_not_within_one() {
 }
 
 #[test]
-fn p40_what_does_not_fit_the_way_to_the_node_is_dropped_to_the_byte() {
+fn p40_what_does_not_fit_the_way_to_the_node_is_refused_to_the_byte() {
     let mut node = Host::at(Site::A);
     let path = path_to_b(&node);
     for mtu in [MTU, 1280, 576] {
@@ -245,8 +246,18 @@ fn p40_what_does_not_fit_the_way_to_the_node_is_dropped_to_the_byte() {
                     Action::Tunnel,
                     &A_TO_B.carrying(&sent(&fits, S)),
                 );
-                let exceeds = packet(longest + 1).frame();
-                node.drops(&case, Program::FromEndpoint, &exceeds, DropReason::TooBig);
+                let exceeds = packet(longest + 1);
+                if dont_fragment {
+                    node.expect(
+                        &case,
+                        Program::FromEndpoint,
+                        &exceeds.frame(),
+                        Action::IcmpTooBig,
+                        &answer(&exceeds, FRAGMENTATION_NEEDED, mtu as u16 - 28),
+                    );
+                } else {
+                    node.drops(&case, Program::FromEndpoint, &exceeds.frame(), DropReason::TooBig);
+                }
             }
         }
     }
@@ -277,6 +288,7 @@ fn p40_of_a_superframe_every_segment_has_to_fit() {
         let superframe = Packet {
             transport,
             tcp_options,
+            dont_fragment: false,
             payload: vec![0x5a; 2900],
             ..Packet::default()
         };
@@ -309,11 +321,12 @@ fn p40_a_node_without_a_path_is_named_as_such_and_its_flows_go_on_when_there_is_
     };
     for (name, entry) in [("vacant", vacant), ("does not answer", silent)] {
         set_path_to_b(&mut node, entry);
-        node.drops(
+        node.expect(
             name,
             Program::FromEndpoint,
             &request.frame(),
-            DropReason::NodeUnknown,
+            Action::IcmpUnreachable,
+            &answer(&request, HOST_UNREACHABLE, 0),
         );
         set_path_to_b(&mut node, path);
         node.expect(
@@ -329,11 +342,12 @@ fn p40_a_node_without_a_path_is_named_as_such_and_its_flows_go_on_when_there_is_
         ..node.tables.instances.get(&index_of(S), 0).expect("an instance")
     };
     set_instance(&mut node.tables, index_of(S), beyond);
-    node.drops(
+    node.expect(
         "no such node",
         Program::FromEndpoint,
         &request.frame(),
-        DropReason::NodeUnknown,
+        Action::IcmpUnreachable,
+        &answer(&request, HOST_UNREACHABLE, 0),
     );
 }
 

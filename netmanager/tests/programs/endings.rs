@@ -10,6 +10,7 @@ use crate::topology::{
     A, A_SHOWN, A_TO_B, A_TO_C, B_TO_A, BALANCED, C, C_SHOWN, GATEWAY_MAC, MAC_OF_A, NEIGHBOUR, S, S_SHOWN,
     SINGLE, Site, T, index_of, replace, set_instance, set_service, vacate,
 };
+use crate::unreachable::{HOST_UNREACHABLE, answer};
 
 /// The index that an instance gets which takes over an address.
 const SUCCESSOR: u32 = 500;
@@ -125,11 +126,12 @@ fn p20_a_connection_whose_instance_is_gone_is_reset() {
         &sent(&syn),
     );
     vacate(&mut node.tables, S);
-    node.drops(
+    node.expect(
         "a new one",
         Program::FromEndpoint,
         &syn.frame(),
-        DropReason::NoBackend,
+        Action::IcmpUnreachable,
+        &answer(&syn, HOST_UNREACHABLE, 0),
     );
     let data = Packet { flags: ACK, ..syn };
     let ran = node.run(Program::FromEndpoint, &data.frame());

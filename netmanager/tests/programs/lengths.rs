@@ -166,7 +166,7 @@ fn p06_tcp_options_are_carried() {
         // Maximum segment size, permitted selective acknowledgement, window scale, padding.
         let request = Packet {
             flags,
-            tcp_options: &[2, 4, 5, 0xb4, 4, 2, 3, 3, 7, 1, 1, 0],
+            tcp_options: &[2, 4, 5, 0x82, 4, 2, 3, 3, 7, 1, 1, 0],
             ..Packet::default()
         };
         let sent = Packet {

@@ -14,6 +14,7 @@ use crate::topology::{
     A, B_TO_A, C, EMPTY, HOST, INTERFACE, NEIGHBOUR, OTHER_INTERFACE, OUTER_B, S, S_SHOWN, SINGLE, Site,
     T_SHOWN, UNKNOWN, replace, set_node,
 };
+use crate::unreachable;
 
 /// A packet and the state of the node that give it this outcome.
 struct Case {
@@ -116,6 +117,14 @@ fn actions() -> Vec<Case> {
             .at(published::publisher),
         Case::done(Action::PublishAnswer, &published::answer()).at(published::asked),
         Case::new(Outcome::Did(Action::AnswerGateway), gateway::request()),
+        Case::done(
+            Action::IcmpTooBig,
+            &Packet {
+                payload: vec![0; 1500],
+                ..Packet::default()
+            },
+        ),
+        Case::done(Action::IcmpUnreachable, &to(EMPTY)),
     ]
 }
 
@@ -150,6 +159,7 @@ fn drops_on_the_way_out() -> Vec<Case> {
         ..Packet::default()
     };
     let large = Packet {
+        dont_fragment: false,
         payload: vec![0; 1500],
         ..Packet::default()
     };
@@ -177,9 +187,11 @@ fn drops_on_the_way_out() -> Vec<Case> {
         Case::dropped(Reason::IcmpType, &icmp(13)),
         Case::dropped(Reason::Protocol, &sctp),
         Case::dropped(Reason::NotAService, &to(C)),
-        Case::dropped(Reason::Unresolved, &to(UNKNOWN)).through(Program::FromOak0),
+        Case::dropped(Reason::Unresolved, &to(UNKNOWN))
+            .through(Program::FromOak0)
+            .at(unreachable::tired),
         Case::dropped(Reason::NoFlow, &stray_reset),
-        Case::dropped(Reason::NoBackend, &to(EMPTY)),
+        Case::dropped(Reason::NoBackend, &to(EMPTY)).at(unreachable::tired),
         Case::dropped(Reason::PortCollision, &to_instance_behind_its_service()).at(with_flow_to_the_service),
         Case::dropped(Reason::FlowTableFull, &to(SINGLE)).at(|| with_room_for(1)),
         Case::uplink(Reason::InstanceGone, B_TO_A.carrying(&answer())).at(with_flow_of_a_replaced_instance),
@@ -258,7 +270,7 @@ fn with_flow_of_a_replaced_instance() -> Host {
 }
 
 fn without_path_to_b() -> Host {
-    let mut node = Host::at(Site::A);
+    let mut node = unreachable::tired();
     set_node(&mut node.tables, Site::B.index(Site::A), Node::default());
     node
 }
@@ -325,6 +337,7 @@ fn p22_an_outcome_that_drops_a_first_packet_leaves_no_flow_that_could_not_go_on(
         DropReason::KernelRefused,
     ]
     .map(Outcome::Dropped);
+    stay_on_this_processor();
     let cases = [drops_on_the_way_out(), drops_on_the_way_in()].map(|cases| {
         each(&cases, |case, node| {
             let before = node.flows();

@@ -61,12 +61,16 @@ impl Node {
             return Ok(self.handed_up(arrival));
         }
         let key = packet::key(&header, &transport);
-        match self.destination(&key, &transport)? {
+        let destination = match self.destination(&key, &transport) {
+            Err("NO_BACKEND") => return unreachable(arrival, &header, &endpoint, 0, "NO_BACKEND"),
+            destination => destination?,
+        };
+        match destination {
             Destination::Instance(flow, instance) => {
                 self.forward(arrival, &header, &transport, &key, &endpoint, &flow, &instance)
             }
             Destination::Unknown => match hook {
-                Hook::Oak0 => Err("UNRESOLVED"),
+                Hook::Oak0 => unreachable(arrival, &header, &endpoint, 0, "UNRESOLVED"),
                 Hook::Host | Hook::Endpoint | Hook::Uplink | Hook::Loopback => Ok(self.handed_up(arrival)),
             },
             Destination::Refused if header.protocol == TCP && header.offset == 0 => {
@@ -237,13 +241,17 @@ impl Node {
             let frame = [ethernet, &packet::rewritten(datagram, key, &sent)].concat();
             return self.deliver("DELIVER", arrival.hook, &receiver, frame);
         }
-        let way = self
-            .ways
-            .get(&instance.node)
-            .filter(|way| !way.is_unreachable)
-            .ok_or("NODE_UNKNOWN")?;
+        let way = self.ways.get(&instance.node).filter(|way| !way.is_unreachable);
+        let Some(way) = way else {
+            return unreachable(arrival, header, endpoint, 0, "NODE_UNKNOWN");
+        };
         if header.total + 28 > way.mtu as usize {
-            return Err("TOO_BIG");
+            let must_not_be_fragmented = datagram[6] & 0x40 != 0;
+            return if must_not_be_fragmented {
+                unreachable(arrival, header, endpoint, way.mtu as u16 - 28, "TOO_BIG")
+            } else {
+                Err("TOO_BIG")
+            };
         }
         let inner = packet::rewritten(datagram, key, &sent);
         let source_port = if way.has_fixed_port {
@@ -339,6 +347,48 @@ fn reset(arrival: &Arrival<'_>, header: &Header, endpoint: &Endpoint) -> Walked 
         },
         node: 0,
         frame: [&frame[6..12], &frame[..6], &frame[12..14], &ip, &tcp].concat(),
+    })
+}
+
+/// What tells the sender that nobody is there, or, with a size, what fits (RFC 792, RFC 1191). Of a datagram in fragments
+/// only the first is answered; others are dropped for `reason`.
+fn unreachable(
+    arrival: &Arrival<'_>,
+    header: &Header,
+    endpoint: &Endpoint,
+    size: u16,
+    reason: Name,
+) -> Walked {
+    if header.offset != 0 {
+        return Err(reason);
+    }
+    let frame = arrival.frame;
+    let (name, code) = if size == 0 {
+        ("ICMP_UNREACHABLE", 1)
+    } else {
+        ("ICMP_TOO_BIG", 4)
+    };
+    let quoted = &frame[ETHERNET..ETHERNET + header.length + 8];
+    let [high, low] = size.to_be_bytes();
+    let mut icmp = vec![3, code, 0, 0, 0, 0, high, low];
+    icmp.extend(quoted);
+    let checksum = packet::checksum(&[&icmp]);
+    icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let mut ip = vec![0x45, 0xc0];
+    ip.extend((20 + icmp.len() as u16).to_be_bytes());
+    ip.extend([0, 0, 0x40, 0, 64, packet::ICMP, 0, 0]);
+    ip.extend(header.destination);
+    ip.extend(header.source);
+    let checksum = packet::checksum(&[&ip]);
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    Ok(Sent {
+        name,
+        exit: match endpoint.delivery {
+            Delivery::Host => Exit::Ingress(endpoint.interface),
+            Delivery::Peer | Delivery::Redirect => Exit::Out(endpoint.interface),
+        },
+        node: 0,
+        frame: [&frame[6..12], &frame[..6], &frame[12..14], &ip, &icmp].concat(),
     })
 }
 

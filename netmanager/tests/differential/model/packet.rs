@@ -182,7 +182,7 @@ pub fn transport(packet: &[u8], header: &Header) -> Result<Transport, Unreadable
                     flags: 0,
                     begins: false,
                 }),
-                (3 | 4 | 5 | 11 | 12, _) => Err(Unreadable::Unsupported("ICMP_ERROR")),
+                (3 | 11 | 12, _) => Err(Unreadable::Unsupported("ICMP_ERROR")),
                 _ => Err(Unreadable::Unsupported("ICMP_TYPE")),
             }
         }
