@@ -132,7 +132,7 @@ impl Node {
         }
     }
 
-    async fn write_back(&self, frame: &[u8]) {
+    pub(super) async fn write_back(&self, frame: &[u8]) {
         if let Err(error) = self.oak0.send(frame).await {
             tracing::warn!(%error, "a packet that waited cannot be written back");
         }
