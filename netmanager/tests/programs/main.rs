@@ -18,6 +18,7 @@ mod frame;
 mod gateway;
 mod host;
 mod lengths;
+mod lifetimes;
 mod malformed;
 mod object;
 mod oracle;
