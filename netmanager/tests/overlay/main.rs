@@ -6,6 +6,7 @@
 mod back_doors;
 mod changes;
 mod docker;
+mod endings;
 mod first_packet;
 mod fixture;
 mod hostile;
