@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{
     DEADLINE, FAR_NAME, FAR_SERVICE, NEAR_NAME, NEAR_NODE, NEAR_SERVICE, Overlay, accept, bind, connect,
-    exchange, listen,
+    exchange, listen, program,
 };
 
 /// How long a client that only waits may not know that there is nobody any more.
@@ -142,6 +142,41 @@ fn n68_flows_that_rest_go_and_those_that_are_used_stay() {
 }
 
 #[test]
+fn n64_while_the_cluster_is_away_nothing_is_forgotten_and_no_flow_is_collected() {
+    let mut overlay = Overlay::new("away");
+    let sockets = overlay.far_servers.each_ref().map(|server| bind(server, 53));
+    let client = bind(&overlay.client, 0);
+    ask(&client, &sockets);
+    configure(
+        &mut overlay.near,
+        &json!({
+            "ClusterUrl": "192.0.2.250", "FlowSweepSeconds": 0.2, "InterestSeconds": 0.5,
+            "FlowLifetimes": {"UdpAnswered": 0.1, "UdpOneWay": 0.1}
+        }),
+    );
+    // The answers from a file are there at once: what rests ends, and what is not used is forgotten.
+    wait_for_flows(&overlay.near, 0);
+    lab::wait_for("the service to be forgotten", DEADLINE, || {
+        Ok(addresses(&overlay.near).is_empty())
+    })
+    .expect("forgotten");
+
+    let served = ask(&client, &sockets);
+    overlay.near.daemon().kill().expect("killed");
+    let _away = run_without_answers(&overlay.near);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert_eq!(addresses(&overlay.near), [FAR_SERVICE]);
+        let status = overlay.near.get("/status").expect("told");
+        let removed = &status["flows"]["removed"];
+        assert_eq!((&status["connected"], removed), (&json!(false), &json!(0)));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(ask(&client, &sockets), served, "the flow is still there");
+    ask(&bind(&overlay.client, 0), &sockets);
+}
+
+#[test]
 fn what_nobody_uses_any_more_is_forgotten_and_found_again() {
     let mut overlay = Overlay::new("interest");
     let configuration = json!({
@@ -202,6 +237,22 @@ fn configure(worker: &mut Worker, configuration: &Value) {
     let file = worker.root().join("etc/netmanager/netcfg.json");
     fs::write(file, configuration.to_string()).expect("written");
     worker.restart().expect("started again");
+}
+
+/// Starts the NetManager of a worker with a cluster that is not there.
+fn run_without_answers(worker: &Worker) -> lab::Daemon {
+    let program = program().display().to_string();
+    let mut command = worker.host().command(&program).expect("a command");
+    command
+        .arg("--root")
+        .arg(worker.root())
+        .args(["--docker-plugins", "off"]);
+    let daemon = worker.host().daemon("netmanager-away", command).expect("started");
+    lab::wait_for("it to have resumed", DEADLINE, || {
+        Ok(worker.request("/status", None)?.0 == 200)
+    })
+    .expect("resumed");
+    daemon
 }
 
 /// Waits on the connection, which is to be reset.

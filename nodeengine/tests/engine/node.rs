@@ -137,6 +137,15 @@ impl Node {
         eventually("no instance is noted", || self.noted().is_empty()).await;
     }
 
+    /// Waits until it is noted that an instance is not wanted any more.
+    pub async fn is_draining(&self) {
+        eventually("an instance is not wanted any more", || {
+            let text = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+            self.noted().iter().any(|path| text(path).contains("unwanted"))
+        })
+        .await;
+    }
+
     /// Name of an instance's container.
     pub fn container(&self, name: &str, number: u32) -> String {
         format!("{name}.instance.{number}-{}", &self.id[..8])
