@@ -140,8 +140,14 @@ impl Node {
     /// Waits until it is noted that an instance is not wanted any more.
     pub async fn is_draining(&self) {
         eventually("an instance is not wanted any more", || {
+            // A file that is still being written is not noted yet.
+            let is_whole = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "json");
             let text = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-            self.noted().iter().any(|path| text(path).contains("unwanted"))
+            let noted = self.noted();
+            noted
+                .iter()
+                .filter(is_whole)
+                .any(|path| text(path).contains("unwanted"))
         })
         .await;
     }
