@@ -30,7 +30,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 16] = [
+pub const MAPS: [&str; 17] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -47,6 +47,7 @@ pub const MAPS: [&str; 16] = [
     "UNKNOWN_PEERS",
     "COUNTERS",
     "SERVICE_COUNTERS",
+    "TRACE",
 ];
 
 /// Why the data plane could not be put in place.
@@ -107,6 +108,8 @@ pub struct Globals {
     pub tunnel_port: u16,
     /// The node's own namespace address.
     pub host_address: std::net::Ipv4Addr,
+    /// Whether walks note in `TRACE` what they did. For tests.
+    pub trace_walks: bool,
 }
 
 /// The loaded programs and their attachments.
@@ -179,21 +182,35 @@ impl Dataplane {
 /// # Errors
 /// As [`Dataplane::open`].
 pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables), DataplaneError> {
-    if OBJECT.is_empty() {
+    load_object(OBJECT, globals, pins)
+}
+
+/// As [`load`], another object than the one that this binary carries.
+///
+/// # Errors
+/// As [`Dataplane::open`].
+pub fn load_object(
+    object: &[u8],
+    globals: Globals,
+    pins: &[(&str, PathBuf)],
+) -> Result<(Ebpf, Tables), DataplaneError> {
+    if object.is_empty() {
         return Err(DataplaneError::NoObject);
     }
     let host_address = globals.host_address.octets();
+    let trace_walks = u32::from(globals.trace_walks);
     let mut loader = EbpfLoader::new();
     // Nothing in the programs depends on the kernel's own types, and reading those takes tens of milliseconds.
     loader
         .btf(None)
         .override_global("OAK0_INTERFACE", &globals.oak0_interface, true)
         .override_global("TUNNEL_PORT", &globals.tunnel_port, true)
-        .override_global("HOST_ADDRESS", &host_address, true);
+        .override_global("HOST_ADDRESS", &host_address, true)
+        .override_global("TRACE_WALKS", &trace_walks, true);
     for (name, path) in pins {
         loader.map_pin_path(name, path.as_path());
     }
-    let mut programs = loader.load(OBJECT)?;
+    let mut programs = loader.load(object)?;
     for program in Program::ALL {
         classifier(&mut programs, program)?
             .load()

@@ -6,7 +6,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, Service,
-    ServiceCounter, TunnelKey,
+    ServiceCounter, Trace, TunnelKey,
 };
 
 use super::DataplaneError;
@@ -36,6 +36,7 @@ pub struct Tables {
     pub published: HashMap<MapData, PublishedKey, Published>,
     pub counters: PerCpuArray<MapData, Counter>,
     pub service_counters: PerCpuArray<MapData, ServiceCounter>,
+    pub trace: PerCpuArray<MapData, Trace>,
 }
 
 impl Tables {
@@ -58,6 +59,7 @@ impl Tables {
             published: take(programs, "PUBLISHED")?,
             counters: take(programs, "COUNTERS")?,
             service_counters: take(programs, "SERVICE_COUNTERS")?,
+            trace: take(programs, "TRACE")?,
         })
     }
 }
