@@ -137,11 +137,9 @@ fn to_oneself(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Outcome {
         return Err(DropReason::NotAService);
     }
     match maps::endpoint(ip.destination) {
-        Some(endpoint) if endpoint.delivery == delivery::HOST => {
-            deliver::as_received(ctx)?;
-            Ok(Action::DeliverHost)
+        Some(endpoint) if endpoint.delivery == delivery::HOST || is_service_or_instance(ip.source) => {
+            deliver::to_endpoint(ctx, hook, &endpoint)
         }
-        Some(endpoint) if is_service_or_instance(ip.source) => deliver::to_endpoint(ctx, hook, &endpoint),
         _ => Err(DropReason::NotAService),
     }
 }

@@ -96,12 +96,16 @@ impl Node {
             return Ok(sent);
         }
         if in_overlay(header.destination) {
-            let receiver = self.endpoints.get(&header.destination);
-            let is_host = receiver.is_some_and(|endpoint| endpoint.delivery == Delivery::Host);
-            return if arrival.hook == Hook::Oak0 && is_host {
-                Ok(unchanged("DELIVER_HOST", arrival))
-            } else {
-                Err("NOT_A_SERVICE")
+            // To the node from whoever it is, to others in the name of what they have chosen.
+            let may_receive = |endpoint: &&Endpoint| {
+                endpoint.delivery == Delivery::Host || is_service_or_instance(header.source)
+            };
+            let receiver = self.endpoints.get(&header.destination).filter(may_receive);
+            return match receiver {
+                Some(receiver) if arrival.hook == Hook::Oak0 => {
+                    self.deliver("DELIVER", arrival.hook, receiver, arrival.frame.to_vec())
+                }
+                _ => Err("NOT_A_SERVICE"),
             };
         }
         if is_from_endpoint && let Some(sent) = self.to_published(arrival, header)? {
