@@ -62,6 +62,17 @@ static TUNNEL_PORT: u16 = dataplane_ebpf::address::TUNNEL_PORT;
 #[unsafe(no_mangle)]
 static HOST_ADDRESS: [u8; 4] = [0; 4];
 
+/// How the outer headers are taken off, set when the programs are loaded.
+#[unsafe(no_mangle)]
+static DECAPSULATION_FLAGS: u64 = dataplane_ebpf::tables::decapsulation::NAMED;
+
+/// One of `tables::decapsulation`.
+#[inline(always)]
+pub fn decapsulation_flags() -> u64 {
+    // SAFETY: as in `oak0_interface`.
+    unsafe { core::ptr::read_volatile(&raw const DECAPSULATION_FLAGS) }
+}
+
 #[inline(always)]
 pub fn oak0_interface() -> u32 {
     // SAFETY: a valid static; volatile, because its value is set between compilation and loading.

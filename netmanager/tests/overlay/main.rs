@@ -5,6 +5,7 @@
 
 mod back_doors;
 mod changes;
+mod clsact;
 mod docker;
 mod endings;
 mod first_packet;
