@@ -10,8 +10,11 @@ mod values;
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use files::{NetworkFile, TunnelFile};
+
+use crate::flows::Lifetimes;
 
 /// Overrides the MTU of `tuncfg.json`.
 pub const MTU_VARIABLE: &str = "TUN_MTU_SIZE";
@@ -69,6 +72,12 @@ pub struct Config {
     pub mqtt_key: Option<PathBuf>,
     /// Certificate of who may sign the broker's, in PEM.
     pub mqtt_ca: Option<PathBuf>,
+    /// How long flows may rest.
+    pub lifetimes: Lifetimes,
+    /// How often all flows are looked at.
+    pub sweep_every: Duration,
+    /// How long a service that nobody here uses is followed.
+    pub interest: Duration,
 }
 
 /// Why the configuration cannot be used.
@@ -131,6 +140,9 @@ impl Config {
             mqtt_certificate: network.certificate,
             mqtt_key: network.key,
             mqtt_ca: network.authority,
+            lifetimes: network.lifetimes,
+            sweep_every: network.sweep_every,
+            interest: network.interest,
         })
     }
 }

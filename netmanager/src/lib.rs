@@ -5,6 +5,7 @@
 //!
 //! - [`dataplane`]: the programs, loaded, pinned and attached; typed tables.
 //! - [`directory`]: who is where, written into the tables in an order that packets can follow.
+//! - [`flows`]: which flows have ended, and what becomes of them.
 //! - [`host`], [`endpoint`]: links, addresses, routes, settings and firewall of the node and of its containers.
 //! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it;
 //!   [`fragments`]: fragments that wait for the first of their datagram.
@@ -18,6 +19,7 @@ pub mod dataplane;
 pub mod directory;
 pub mod driver;
 pub mod endpoint;
+pub mod flows;
 pub mod fragments;
 pub mod host;
 pub mod manager;

@@ -10,6 +10,7 @@ use protocol::job::{InstanceKey, Placement};
 use protocol::node::{Acknowledgement, Command, DeleteCommand};
 use serde::Serialize;
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
@@ -21,6 +22,8 @@ use crate::runtime::{ContainerEvent, ContainerEventKind, Runtime, RuntimeError};
 /// Pauses between attempts to reach the runtime.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// However long an order lets an instance go on, it does not go on for longer.
+const LONGEST_DRAIN: Duration = Duration::from_secs(300);
 
 /// Whether containers can be connected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,6 +62,8 @@ struct Entry {
     /// `None` for a container that nobody ordered: its task removes it.
     record: Option<Record>,
     mailbox: mpsc::UnboundedSender<Message>,
+    /// Until when it goes on although it is not wanted any more. A later process does not know it, and stops it at once.
+    drains_until: Option<Instant>,
 }
 
 /// What became of an order to deploy.
@@ -117,6 +122,7 @@ impl Engine {
         self.acknowledge(Command::Deploy, &key, Some(incarnation));
         if let Some(entry) = entries.get_mut(&key) {
             entry.record = Some(record);
+            entry.drains_until = None;
             entry.tell(Message::Wish);
         } else {
             let seen = match *self.presence.borrow() {
@@ -154,11 +160,18 @@ impl Engine {
             self.acknowledge(Command::Delete, &key, command.incarnation);
             return Ok(());
         }
+        // Said again, it gives no more time.
+        let is_news = !matches!(record.phase, Phase::Unwanted { .. });
         let record = record.with_phase(Phase::Unwanted {
             incarnation: command.incarnation,
         });
         self.note(&record).await?;
         entry.record = Some(record);
+        if is_news && let Some(milliseconds) = command.drain_ms {
+            let drain = Duration::from_millis(milliseconds).min(LONGEST_DRAIN);
+            info!(service = %key.job_name, instance = key.instance_number, ?drain, "serves what it has begun to, and is stopped then");
+            entry.drains_until = Some(Instant::now() + drain);
+        }
         entry.tell(Message::Wish);
         Ok(())
     }
@@ -166,6 +179,12 @@ impl Engine {
     /// What is to become of an instance; `None` when nobody ordered it.
     pub(crate) async fn record(&self, key: &InstanceKey) -> Option<Record> {
         self.entries.lock().await.get(key)?.record.clone()
+    }
+
+    /// Until when an instance that is not wanted any more goes on, if that is not over.
+    pub(crate) async fn drains_until(&self, key: &InstanceKey) -> Option<Instant> {
+        let until = self.entries.lock().await.get(key)?.drains_until?;
+        (until > Instant::now()).then_some(until)
     }
 
     /// How many instances were ordered.
@@ -308,7 +327,12 @@ impl Engine {
         let (mailbox, messages) = mpsc::unbounded_channel();
         let instance = Instance::new(Arc::clone(self), key.clone(), messages, seen);
         tokio::spawn(instance.run());
-        entries.insert(key, Entry { record, mailbox });
+        let entry = Entry {
+            record,
+            mailbox,
+            drains_until: None,
+        };
+        entries.insert(key, entry);
     }
 
     async fn note(&self, record: &Record) -> Result<(), LedgerError> {

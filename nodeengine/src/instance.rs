@@ -6,7 +6,7 @@
 //!             FAILED ◄────┤                ▲          │ ends                   │
 //!      (again after a pause)               └── DEAD ◄─┤ (again after a pause)  │
 //!                                                     └► COMPLETED (one-shot, exit code 0)
-//!   not wanted any more, from anywhere: stop, remove, UNDEPLOYED
+//!   not wanted any more, from anywhere: drain where the order says so, stop, remove, UNDEPLOYED
 //! ```
 //!
 //! Nothing is remembered between the steps that Docker or the ledger would not tell again, but the pauses.
@@ -265,7 +265,12 @@ impl Instance {
     /// The next step towards nothing; `None` when that is reached.
     async fn end(&mut self) -> Option<Next> {
         let result = match self.look().await {
-            Ok(()) => self.remove_container().await,
+            Ok(()) => {
+                if let Some(until) = self.drains_until().await {
+                    return Some(Next::Pause(until));
+                }
+                self.remove_container().await
+            }
             Err(error) => Err(error),
         };
         match result {
@@ -287,6 +292,20 @@ impl Instance {
                 warn!("not struck out: {error}");
                 Some(Next::Pause(Instant::now() + self.pauses.next()))
             }
+        }
+    }
+
+    /// Until when it may go on with what it has begun to serve, if it runs.
+    async fn drains_until(&self) -> Option<Instant> {
+        let Seen::Container(container) = &self.seen else {
+            return None;
+        };
+        match container.state {
+            ContainerState::Running { .. } => self.engine.drains_until(&self.key).await,
+            ContainerState::Created
+            | ContainerState::Paused
+            | ContainerState::Exited { .. }
+            | ContainerState::Removing => None,
         }
     }
 

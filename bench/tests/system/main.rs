@@ -4,6 +4,7 @@
 //! `cargo xtask test` builds the daemons and the images and says where they are.
 #![cfg(test)]
 
+mod drain;
 mod egress;
 mod ends;
 mod kills;

@@ -44,6 +44,10 @@ struct Arguments {
     /// Seconds that the instances of an inactive node wait for it, before they are placed elsewhere.
     #[arg(long, default_value = "30", value_parser = seconds)]
     node_grace: Duration,
+    /// Seconds that an instance which is to be stopped still serves what it has begun to, where anybody follows its
+    /// service; 0 to stop it at once.
+    #[arg(long, default_value = "3", value_parser = seconds_or_none)]
+    drain: Duration,
     /// Seconds after which a command that no node acknowledged is sent again.
     #[arg(long, default_value = "5", value_parser = seconds, hide = true)]
     resend: Duration,
@@ -115,6 +119,7 @@ fn settings(arguments: Arguments) -> Settings {
             silence: arguments.node_silence,
             grace: arguments.node_grace,
             resend: arguments.resend,
+            drain: arguments.drain,
             ..Patience::default()
         },
         timing: Timing {
@@ -124,6 +129,13 @@ fn settings(arguments: Arguments) -> Settings {
         },
         tick: (shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(1)),
     }
+}
+
+fn seconds_or_none(text: &str) -> Result<Duration, String> {
+    if text.trim() == "0" {
+        return Ok(Duration::ZERO);
+    }
+    seconds(text)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -2,6 +2,7 @@
 //! them is collected in [`Effects`], which the caller carries out before the next event: first to the disk, then to
 //! the nodes and the root.
 
+mod draining;
 mod network;
 mod nodes;
 mod peers;
@@ -44,6 +45,8 @@ pub struct Patience {
     pub root: Duration,
     /// How long an answer to a node waits for other nodes to hear of it first.
     pub peers: Duration,
+    /// How long an instance that is to be stopped still serves what it has begun to; zero to stop it at once.
+    pub drain: Duration,
 }
 
 impl Default for Patience {
@@ -56,6 +59,7 @@ impl Default for Patience {
             capacity: Duration::from_secs(3),
             root: Duration::from_secs(2),
             peers: Duration::from_millis(50),
+            drain: Duration::from_secs(3),
         }
     }
 }
@@ -235,6 +239,7 @@ impl Core {
     pub fn tick(&mut self) {
         self.find_silent_nodes();
         self.tell_stops_of_silent_nodes();
+        self.end_drains_of_silent_nodes();
         self.move_from_lost_nodes();
         self.send_overdue_commands();
         self.send_overdue_peers();

@@ -102,6 +102,16 @@ pub(super) struct StopRecord {
     pub(super) job: Option<Job>,
     /// Whether the root is to hear when it is done.
     pub(super) report: bool,
+    /// What others see of it while it still serves what it has begun to; none where nobody is to see it any more.
+    #[serde(default)]
+    pub(super) draining: Option<Box<Draining>>,
+}
+
+/// A placement that takes nothing new and is still attached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Draining {
+    pub(super) placement: Placement,
+    pub(super) attached: Attached,
 }
 
 /// Which stop it is; the last part is its incarnation.

@@ -54,6 +54,7 @@ pub fn undeploy(draft: &mut Draft<'_>, key: &InstanceId) {
         return;
     };
     let (mut instance, wire_key) = (instance.clone(), instance.wire_key(service));
+    let name = service.job.job_name.clone();
     let Some(cluster) = instance.cluster.clone() else {
         forget(draft, key);
         return;
@@ -63,6 +64,8 @@ pub fn undeploy(draft: &mut Draft<'_>, key: &InstanceId) {
         instance.leaving = true;
         instance.changed_at = id::timestamp();
         draft.instances.put(instance);
+        // Other clusters begin nothing new with it either.
+        draft.note_changed(&name, Some(&cluster));
     }
 }
 

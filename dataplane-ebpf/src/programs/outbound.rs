@@ -177,15 +177,19 @@ fn not_ours(ctx: &TcContext, ip: &Ipv4) -> Outcome {
     Ok(Action::Pass)
 }
 
-/// A namespace address is nobody's to send to, except for what the data plane itself delivers to the node.
+/// A namespace address is nobody's to send to, except for what the data plane itself delivers to the node, and what
+/// NetManager says to a client in the name of what the client has chosen.
 #[inline(always)]
 fn to_oneself(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Outcome {
-    let is_host = maps::endpoint(ip.destination).is_some_and(|endpoint| endpoint.delivery == delivery::HOST);
-    if matches!(hook, Hook::FromOak0) && is_host {
-        deliver::as_received(ctx)?;
-        return Ok(Action::DeliverHost);
+    if !matches!(hook, Hook::FromOak0) {
+        return Err(DropReason::NotAService);
     }
-    Err(DropReason::NotAService)
+    match maps::endpoint(ip.destination) {
+        Some(endpoint) if endpoint.delivery == delivery::HOST || is_service_or_instance(ip.source) => {
+            deliver::to_endpoint(ctx, hook, &endpoint)
+        }
+        _ => Err(DropReason::NotAService),
+    }
 }
 
 /// The flow's decision, entered now if the packet may begin a flow.

@@ -2,14 +2,18 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dataplane_ebpf::address;
 
 use super::ConfigError;
 use super::values::Document;
+use crate::flows::Lifetimes;
 
 const DEFAULT_CLUSTER_PORT: u16 = 10003;
 const DEFAULT_MTU: u16 = 1450;
+const DEFAULT_SWEEP: Duration = Duration::from_secs(10);
+const DEFAULT_INTEREST: Duration = Duration::from_secs(600);
 
 /// `netcfg.json`.
 pub(super) struct NetworkFile {
@@ -23,6 +27,9 @@ pub(super) struct NetworkFile {
     pub(super) certificate: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
     pub(super) authority: Option<PathBuf>,
+    pub(super) lifetimes: Lifetimes,
+    pub(super) sweep_every: Duration,
+    pub(super) interest: Duration,
 }
 
 impl NetworkFile {
@@ -51,8 +58,25 @@ impl NetworkFile {
             certificate,
             key,
             authority: path_of("MqttCa")?,
+            lifetimes: lifetimes(&file.section("FlowLifetimes")?)?,
+            sweep_every: file.seconds("FlowSweepSeconds", DEFAULT_SWEEP)?,
+            interest: file.seconds("InterestSeconds", DEFAULT_INTEREST)?,
         })
     }
+}
+
+/// The section says how many seconds a flow may rest, by how it stands.
+fn lifetimes(section: &Document) -> Result<Lifetimes, ConfigError> {
+    let default = Lifetimes::default();
+    Ok(Lifetimes {
+        tcp_opening: section.seconds("TcpOpening", default.tcp_opening)?,
+        tcp_established: section.seconds("TcpEstablished", default.tcp_established)?,
+        tcp_closed: section.seconds("TcpClosed", default.tcp_closed)?,
+        tcp_reset: section.seconds("TcpReset", default.tcp_reset)?,
+        udp_one_way: section.seconds("UdpOneWay", default.udp_one_way)?,
+        udp_answered: section.seconds("UdpAnswered", default.udp_answered)?,
+        icmp: section.seconds("Icmp", default.icmp)?,
+    })
 }
 
 fn public_address(file: &Document) -> Result<Option<Ipv4Addr>, ConfigError> {

@@ -43,6 +43,9 @@ fn missing_files_and_the_shipped_ones_mean_the_same() {
         mqtt_certificate: None,
         mqtt_key: None,
         mqtt_ca: None,
+        lifetimes: Lifetimes::default(),
+        sweep_every: Duration::from_secs(10),
+        interest: Duration::from_secs(600),
     };
     assert_eq!(read(None, None).expect("missing"), defaults);
     assert_eq!(
@@ -57,7 +60,11 @@ fn every_key_is_heard_and_unknown_ones_do_no_harm() {
     let network = r#"{
         "NodePublicAddress": "203.0.113.7", "NodePublicPort": "40000", "ClusterUrl": "cluster.example",
         "ClusterMqttPort": 10004, "DefaultInterface": "eth1", "Debug": true, "PublicIPNetworking": true,
-        "MqttCert": "/c.pem", "MqttKey": "/k.pem", "MqttCa": "/ca.pem", "Experimental": ["ebpf"]
+        "MqttCert": "/c.pem", "MqttKey": "/k.pem", "MqttCa": "/ca.pem", "Experimental": ["ebpf"],
+        "FlowSweepSeconds": 0.5, "InterestSeconds": "90", "FlowLifetimes": {
+            "TcpOpening": 1, "TcpEstablished": "2", "TcpClosed": 3.5, "tcpReset": 4, "UdpOneWay": 5, "UdpAnswered": 6,
+            "Icmp": 7
+        }
     }"#;
     let tunnel = r#"{"TunnelPort": "50104", "mtuSize": "9000", "Comment": {"by": "a person"}}"#;
     let config = read(Some(network), Some(tunnel)).expect("all keys");
@@ -74,6 +81,17 @@ fn every_key_is_heard_and_unknown_ones_do_no_harm() {
         mqtt_certificate: Some("/c.pem".into()),
         mqtt_key: Some("/k.pem".into()),
         mqtt_ca: Some("/ca.pem".into()),
+        lifetimes: Lifetimes {
+            tcp_opening: Duration::from_secs(1),
+            tcp_established: Duration::from_secs(2),
+            tcp_closed: Duration::from_millis(3_500),
+            tcp_reset: Duration::from_secs(4),
+            udp_one_way: Duration::from_secs(5),
+            udp_answered: Duration::from_secs(6),
+            icmp: Duration::from_secs(7),
+        },
+        sweep_every: Duration::from_millis(500),
+        interest: Duration::from_secs(90),
     };
     assert_eq!(config, expected);
 }
@@ -129,6 +147,18 @@ fn what_is_wrong_is_reported_with_file_key_and_value() {
         (
             r#"{"MqttKey": "/k.pem"}"#,
             "MqttCert = \"\": MqttKey needs its certificate",
+        ),
+        (
+            r#"{"FlowLifetimes": 7}"#,
+            "FlowLifetimes = 7: an object is needed",
+        ),
+        (
+            r#"{"FlowLifetimes": {"UdpAnswered": 0}}"#,
+            "UdpAnswered = 0: a number of seconds from 0.1 to 604800 is needed",
+        ),
+        (
+            r#"{"InterestSeconds": "soon"}"#,
+            r#"InterestSeconds = "soon": a number of seconds"#,
         ),
         ("[]", "not a JSON object"),
         ("", "not a JSON object"),

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -14,6 +15,8 @@ use super::ConfigError;
 /// bytes of IPv4 and 8 of UDP are around it.
 pub(super) const MTU_RANGE: RangeInclusive<u16> = 576..=(u16::MAX - 28);
 const PORT_RANGE: RangeInclusive<u16> = 1..=u16::MAX;
+/// Shorter than that is no time to wait; longer than a week is a mistake.
+const SECONDS_RANGE: RangeInclusive<f64> = 0.1..=604_800.0;
 
 /// One configuration file.
 pub(super) struct Document {
@@ -68,6 +71,43 @@ impl Document {
     /// An MTU in bytes, as a number or as a text.
     pub(super) fn mtu(&self, key: &'static str, default: u16) -> Result<u16, ConfigError> {
         self.number(key, MTU_RANGE, default)
+    }
+
+    /// A time in seconds, also with a fraction, as a number or as a text.
+    pub(super) fn seconds(&self, key: &'static str, default: Duration) -> Result<Duration, ConfigError> {
+        let Some(value) = self.value(key) else {
+            return Ok(default);
+        };
+        let seconds = match value {
+            Value::String(text) if text.trim().is_empty() => return Ok(default),
+            Value::String(text) => text.trim().parse().ok(),
+            Value::Number(number) => number.as_f64(),
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        };
+        let needed = || {
+            let (shortest, longest) = (SECONDS_RANGE.start(), SECONDS_RANGE.end());
+            self.refuse(
+                key,
+                value,
+                &format!("a number of seconds from {shortest} to {longest} is needed"),
+            )
+        };
+        seconds
+            .filter(|seconds| SECONDS_RANGE.contains(seconds))
+            .map(Duration::from_secs_f64)
+            .ok_or_else(needed)
+    }
+
+    /// An object in the document, whose values are read as those of the document itself; one without values when it is
+    /// absent.
+    pub(super) fn section(&self, key: &'static str) -> Result<Self, ConfigError> {
+        let values = match self.value(key) {
+            None => Map::new(),
+            Some(Value::Object(values)) => values.clone(),
+            Some(value) => return Err(self.refuse(key, value, "an object is needed")),
+        };
+        let path = self.path.clone();
+        Ok(Self { path, values })
     }
 
     /// An IPv4 address.

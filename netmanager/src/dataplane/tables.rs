@@ -1,5 +1,7 @@
 //! The maps, typed.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
@@ -8,6 +10,7 @@ use dataplane_ebpf::tables::{
 };
 
 use super::DataplaneError;
+use crate::flows::FlowMaps;
 
 /// An address as a key, in network byte order.
 pub type Address = [u8; 4];
@@ -18,6 +21,8 @@ pub struct Tables {
     pub flows: HashMap<MapData, FlowKey, Flow>,
     /// All others.
     pub unanswered: HashMap<MapData, FlowKey, Flow>,
+    /// The same two for whoever looks at all flows.
+    pub flow_maps: FlowMaps,
     pub instances: Array<MapData, Instance>,
     pub instance_index: HashMap<MapData, Address, u32>,
     pub nodes: Array<MapData, Node>,
@@ -39,6 +44,7 @@ impl Tables {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, DataplaneError> {
         Ok(Self {
+            flow_maps: flow_maps(programs)?,
             flows: take(programs, "FLOWS")?,
             unanswered: take(programs, "UNANSWERED")?,
             instances: take(programs, "INSTANCES")?,
@@ -58,6 +64,32 @@ impl Tables {
             trace: take(programs, "TRACE")?,
         })
     }
+}
+
+/// To be called before the maps are taken.
+fn flow_maps(programs: &Ebpf) -> Result<FlowMaps, DataplaneError> {
+    let failed = |name| {
+        move |source| DataplaneError::Map {
+            name,
+            operation: "opening",
+            source,
+        }
+    };
+    let descriptor = |name| descriptor(programs, name).map_err(failed(name));
+    let maps = FlowMaps::new(
+        descriptor("FLOWS")?,
+        descriptor("UNANSWERED")?,
+        descriptor("INSTANCES")?,
+    );
+    maps.map_err(|error| failed("FLOWS")(aya::maps::MapError::IoError(error)))
+}
+
+fn descriptor<'a>(programs: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, aya::maps::MapError> {
+    let Some(Map::HashMap(map) | Map::LruHashMap(map) | Map::Array(map)) = programs.map(name) else {
+        let name = name.to_owned();
+        return Err(aya::maps::MapError::InvalidName { name });
+    };
+    Ok(map.fd().as_fd())
 }
 
 fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>

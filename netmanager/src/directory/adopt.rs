@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use aya::maps::MapError;
 use dataplane_ebpf::tables::capacity;
@@ -30,6 +31,7 @@ impl Directory {
             names: HashMap::new(),
             owners: HashMap::new(),
             members: HashMap::new(),
+            endings: Arc::default(),
             node_id: node_id.to_owned(),
             tables,
         };

@@ -187,6 +187,9 @@ impl Directory {
         };
         self.instances.insert(address, entry);
         self.addresses.insert(index, address);
+        if known.is_some_and(|known| known.incarnation != incarnation) {
+            self.endings.notify_one();
+        }
         Ok(index)
     }
 
@@ -202,6 +205,7 @@ impl Directory {
         self.write_instance(known.index, Instance::default())?;
         self.addresses.remove(&known.index);
         self.instance_indexes.free(known.index);
+        self.endings.notify_one();
         Ok(())
     }
 

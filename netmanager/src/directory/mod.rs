@@ -11,11 +11,14 @@ mod instances;
 mod nodes;
 mod published;
 mod services;
+mod usage;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use aya::maps::MapError;
+use tokio::sync::Notify;
 
 use crate::dataplane::{CounterRow, DataplaneError, Tables, read_counters};
 use indexes::Indexes;
@@ -23,6 +26,7 @@ use indexes::Indexes;
 pub use instances::{LocalEndpoint, RemoteInstance};
 pub use nodes::{Ethernet, NodeKey, Path};
 pub use services::ServiceView;
+pub use usage::ServiceUse;
 
 /// How long a freed index of an instance is kept from reuse: this many others are handed out first.
 const INDEX_QUARANTINE: usize = 1_024;
@@ -74,6 +78,8 @@ pub struct Directory {
     owners: HashMap<Ipv4Addr, String>,
     /// Instances of each named service, by the address they show.
     members: HashMap<String, Vec<Ipv4Addr>>,
+    /// An instance has ended, and its flows with it.
+    endings: Arc<Notify>,
 }
 
 impl Directory {

@@ -275,22 +275,22 @@ impl Directory {
             .collect()
     }
 
+    /// All instances that any service has, also one of which the name is not known: those have no members yet, but
+    /// backends.
+    pub(super) fn instances_of_services(&self) -> HashSet<Ipv4Addr> {
+        let backends = self.services.values().flat_map(|service| &service.backends);
+        let behind = backends.filter_map(|index| self.addresses.get(index));
+        behind.chain(self.members.values().flatten()).copied().collect()
+    }
+
     /// Takes instances out that left their service, unless another service has them or they are endpoints of this
     /// node, whose end is decided here.
     fn vacate_gone(&mut self, gone: &HashSet<Ipv4Addr>) -> Result<(), DataplaneError> {
         if gone.is_empty() {
             return Ok(());
         }
-        let mut unused = gone.clone();
-        for address in self.members.values().flatten() {
-            unused.remove(address);
-        }
-        // Services of which the name is not known have no members yet, but backends.
-        for index in self.services.values().flat_map(|service| &service.backends) {
-            if let Some(address) = self.addresses.get(index) {
-                unused.remove(address);
-            }
-        }
+        let members = self.instances_of_services();
+        let mut unused: HashSet<Ipv4Addr> = gone.difference(&members).copied().collect();
         unused.retain(|address| {
             let known = self.instances.get(address);
             known.is_some_and(|known| known.node != THIS_NODE)

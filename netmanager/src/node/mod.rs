@@ -13,6 +13,8 @@ mod announced;
 mod attach;
 mod detach;
 mod docker;
+mod flows;
+mod idleness;
 mod ledger;
 mod names;
 mod path_mtu;
@@ -57,6 +59,7 @@ use crate::resolver::{MqttSettings, Resolver, Update};
 use crate::state::{Registration, State, Store};
 
 use announced::ClusterAddresses;
+use flows::Flows;
 use ledger::Ledger;
 use path_mtu::PathMtus;
 use paths::Hops;
@@ -64,6 +67,7 @@ use upkeep::Round;
 
 pub use attach::{AttachError, Deploy, Place};
 pub use docker::{DockerPlace, DockerWish};
+pub use flows::FlowFigures;
 pub use restore::purge;
 pub(crate) use restore::remove_from_kernel;
 pub use status::{EndpointView, Status};
@@ -120,6 +124,7 @@ pub struct Node {
     upkeep_due: Notify,
     /// The connection to the cluster came or went.
     names_due: Notify,
+    flows: Flows,
     faults: Faults,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -189,6 +194,7 @@ impl Node {
             Dataplane::open(pins, globals, attachment).context("loading the data plane")?;
         let mut directory =
             Directory::adopt(tables, &registration.node_id).context("taking over the tables")?;
+        let flow_maps = directory.flow_maps().context("opening the tables of flows")?;
         if let Some(address) = registration.instance_address {
             directory.add_endpoint(&LocalEndpoint {
                 address,
@@ -243,6 +249,7 @@ impl Node {
             upcalls_broken: Mutex::default(),
             upkeep_due: Notify::new(),
             names_due: Notify::new(),
+            flows: Flows::default(),
             faults,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -266,6 +273,7 @@ impl Node {
         node.spawn(|node| node.serve_ruleset(ruleset));
         node.spawn(|node| node.serve_strangers(strangers));
         node.spawn(|node| node.serve_path_mtus(path_mtus));
+        node.spawn(|node| node.serve_flows(flow_maps));
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)
     }

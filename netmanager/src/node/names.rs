@@ -24,6 +24,7 @@ impl Node {
             while lock(&self.connection).0 {
                 let unnamed = self.directory().unnamed_services();
                 if unnamed.is_empty() {
+                    self.flows.note_synced();
                     break;
                 }
                 for address in unnamed {

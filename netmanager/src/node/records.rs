@@ -36,6 +36,7 @@ impl Node {
                     instances,
                     acknowledge,
                 } => {
+                    self.flows.renew_visitors(&instances);
                     lock(&self.ledger).announce(instances, acknowledge);
                     if let Err(error) = self.install_peers(&mut Ways::new()).await {
                         tracing::error!(%error, "cannot enter announced peers");
@@ -43,7 +44,13 @@ impl Node {
                 }
                 Update::Service(record) => {
                     let name = record.name.clone();
-                    lock(&self.ledger).update(record);
+                    {
+                        let mut ledger = lock(&self.ledger);
+                        if !self.resolver.follows(&name) {
+                            continue;
+                        }
+                        ledger.update(record);
+                    }
                     if let Err(error) = self.install(&name, &mut Ways::new()).await {
                         tracing::error!(%error, service = name, "cannot enter a service");
                     }

@@ -6,7 +6,7 @@ use dataplane_ebpf::tables::LAYOUT;
 use protocol::ports::PortMappings;
 use serde::{Deserialize, Serialize};
 
-use super::{Node, host_address, lock};
+use super::{FlowFigures, Node, host_address, lock};
 use crate::dataplane::CounterRow;
 use crate::directory::ServiceView;
 use crate::host::firewall;
@@ -46,6 +46,9 @@ pub struct Status {
     pub parked_full: u64,
     pub parked_refused: u64,
     pub parked_unanswered: u64,
+    /// The tables of flows, as they were seen last.
+    #[serde(default)]
+    pub flows: FlowFigures,
 }
 
 /// An endpoint, for people.
@@ -99,6 +102,7 @@ impl Node {
             parked_full: parked.full,
             parked_refused: parked.refused,
             parked_unanswered: parked.unanswered,
+            flows: self.flows.figures(),
         }
     }
 

@@ -148,6 +148,10 @@ pub trait Resolver: Send + Sync {
     /// Ends the updates of the service called `name`.
     async fn uninterested(&self, name: &str) -> Result<(), ResolveError>;
 
+    /// Whether updates of the service called `name` are to come. One that is on its way when that ends says what may not
+    /// be true any more.
+    fn follows(&self, name: &str) -> bool;
+
     /// From now on the cluster is where these settings say. Where answers come from elsewhere, nothing changes.
     fn follow(&self, _settings: MqttSettings) {}
 }

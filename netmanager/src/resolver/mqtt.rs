@@ -240,6 +240,10 @@ impl Resolver for Mqtt {
         Ok(())
     }
 
+    fn follows(&self, name: &str) -> bool {
+        service_name(name).is_ok_and(|name| self.session.with_core(|core| core.is_interested(&name)))
+    }
+
     fn follow(&self, settings: MqttSettings) {
         self.session.settings.send_if_modified(|current| {
             let moved = *current != settings;

@@ -269,6 +269,10 @@ impl Resolver for StaticFile {
         self.shared.with_state(|state| state.interests.remove(name));
         Ok(())
     }
+
+    fn follows(&self, name: &str) -> bool {
+        self.shared.with_state(|state| state.interests.contains(name))
+    }
 }
 
 #[cfg(test)]

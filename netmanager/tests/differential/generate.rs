@@ -243,6 +243,12 @@ pub fn case(random: &mut StdRng) -> Case {
             let inner = packet(random, source, destination);
             datagram(random, &inner)
         }
+        // NetManager's word to a client.
+        Hook::Oak0 if random.random_bool(0.3) => {
+            let source = any_shown(random);
+            let destination = *LOCAL_ENDPOINTS.choose(random).expect("some");
+            ethernet(&packet(random, source, destination))
+        }
         Hook::Endpoint | Hook::Oak0 | Hook::Host => {
             let source = *LOCAL_ENDPOINTS.choose(random).expect("some");
             let destination = destination(random);

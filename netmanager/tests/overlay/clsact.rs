@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use lab::worker::Worker;
-use lab::{Host, Namespace, UPLINK};
+use lab::{Host, UPLINK};
 
 use crate::fixture::{DEADLINE, FAR_SERVICE, NEAR_SERVICE, Overlay, connect, listen};
 

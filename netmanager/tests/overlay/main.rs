@@ -7,6 +7,7 @@ mod back_doors;
 mod changes;
 mod clsact;
 mod docker;
+mod endings;
 mod errors;
 mod first_packet;
 mod fixture;

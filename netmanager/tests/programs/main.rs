@@ -20,6 +20,7 @@ mod gateway;
 mod host;
 mod icmp;
 mod lengths;
+mod lifetimes;
 mod malformed;
 mod object;
 mod options;

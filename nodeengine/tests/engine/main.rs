@@ -6,6 +6,7 @@ mod broker;
 mod cluster;
 mod crash;
 mod docker;
+mod drain;
 mod failures;
 mod interface;
 mod life;

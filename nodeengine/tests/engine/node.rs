@@ -137,6 +137,21 @@ impl Node {
         eventually("no instance is noted", || self.noted().is_empty()).await;
     }
 
+    /// Waits until it is noted that an instance is not wanted any more.
+    pub async fn is_draining(&self) {
+        eventually("an instance is not wanted any more", || {
+            // A file that is still being written is not noted yet.
+            let is_whole = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "json");
+            let text = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+            let noted = self.noted();
+            noted
+                .iter()
+                .filter(is_whole)
+                .any(|path| text(path).contains("unwanted"))
+        })
+        .await;
+    }
+
     /// Name of an instance's container.
     pub fn container(&self, name: &str, number: u32) -> String {
         format!("{name}.instance.{number}-{}", &self.id[..8])

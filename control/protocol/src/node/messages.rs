@@ -15,6 +15,10 @@ pub struct DeleteCommand {
     /// Extension: only this placement; any, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<u64>,
+    /// Extension: for how many milliseconds it still serves what it has begun to, before it is stopped; others have been
+    /// told to begin nothing new with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_ms: Option<u64>,
 }
 
 /// The cluster does not know the node any more; it is to register again.

@@ -67,6 +67,9 @@ impl Core {
             job_name: announcement.appname.clone(),
             instance_number: announcement.instance_number,
         };
+        if announcement.status == AnnouncementStatus::Undeployed {
+            self.end_drain(node, &key, announcement.incarnation);
+        }
         let itself = overlay_name(node).is_some_and(|own| own == announcement.appname);
         if !itself && !self.is_placed(node, &key, announcement.incarnation) {
             debug!(node, instance = %name(&key), incarnation = ?announcement.incarnation, "announced by a node where it is not placed");
@@ -183,6 +186,7 @@ impl Core {
             self.network.interests.remove(&service);
             self.network.remote.remove(&service);
         }
+        self.peers_part(node, &service);
     }
 
     /// What has to be known before a question is answered: `None` when the answer can be given, else something that

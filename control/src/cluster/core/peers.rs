@@ -171,6 +171,23 @@ impl Core {
         }
     }
 
+    /// A node has lost interest in a service: the nodes that have its instances may forget that one. Before it talks to
+    /// them again, they are told again.
+    pub(super) fn peers_part(&mut self, node: &str, service: &ServiceName) {
+        let apart = self.nodes_of(service, node);
+        let interests = self.network.interests.iter();
+        let still: BTreeSet<String> = interests
+            .filter(|(_, nodes)| nodes.contains(node))
+            .flat_map(|(service, _)| self.nodes_of(service, node))
+            .collect();
+        let rows: Vec<RowKey> = self.rows_of_node(node).iter().map(row_key).collect();
+        for target in apart.difference(&still) {
+            if let Some(installed) = self.network.peers.installed.get_mut(target) {
+                installed.retain(|key, _| !rows.contains(key));
+            }
+        }
+    }
+
     pub(super) fn send_overdue_peers(&mut self) {
         let overdue: Vec<_> = self
             .network

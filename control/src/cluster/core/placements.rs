@@ -90,9 +90,7 @@ impl Core {
         self.room = true;
         let record = instance.record;
         info!(instance = %name(key), incarnation = record.incarnation, "to be stopped");
-        if record.attached.is_some() {
-            self.changed(&key.job_name, UpdateKind::Undeployment);
-        }
+        let draining = self.draining(key, &record, report);
         match record.node {
             Some(node) => self.stop(StopRecord {
                 node,
@@ -100,9 +98,13 @@ impl Core {
                 incarnation: Some(record.incarnation),
                 job: Some(record.placement.job),
                 report,
+                draining,
             }),
             None if report => self.tell_undeployed(key.clone(), record.incarnation, String::new()),
             None => {}
+        }
+        if record.attached.is_some() {
+            self.changed(&key.job_name, UpdateKind::Undeployment);
         }
     }
 
@@ -112,6 +114,7 @@ impl Core {
         if record.report && !active {
             // Nobody can wait for a node that may never come back; when it does, it is told.
             record.report = false;
+            record.draining = None;
             let incarnation = record.incarnation.unwrap_or_default();
             self.tell_undeployed(record.key.clone(), incarnation, record.node.clone());
         }
@@ -149,6 +152,9 @@ impl Core {
         self.room = true;
         let record = stop.record;
         info!(instance = %name(&record.key), node = record.node, "stopped");
+        if record.draining.is_some() {
+            self.changed(&record.key.job_name, UpdateKind::Undeployment);
+        }
         self.tell_capacity();
         if record.report {
             self.tell_undeployed(record.key, record.incarnation.unwrap_or_default(), record.node);
@@ -251,6 +257,7 @@ impl Core {
             incarnation: Some(before),
             job: Some(job),
             report: false,
+            draining: None,
         });
         if was_attached {
             self.changed(&key.job_name, UpdateKind::Undeployment);
@@ -295,6 +302,10 @@ impl Core {
                 .unwrap_or_default(),
             instance_number: record.key.instance_number,
             incarnation: record.incarnation,
+            drain_ms: record
+                .draining
+                .is_some()
+                .then(|| u64::try_from(self.patience.drain.as_millis()).unwrap_or(u64::MAX)),
         };
         let topic = topic::delete(&record.node);
         self.publish(topic, &command);

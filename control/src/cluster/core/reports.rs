@@ -182,6 +182,7 @@ impl Core {
                     incarnation: usage.incarnation,
                     job: None,
                     report: false,
+                    draining: None,
                 });
             }
         }

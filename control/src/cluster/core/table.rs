@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use protocol::job::InstanceKey;
+use protocol::job::{InstanceKey, Placement};
 use protocol::network::{
     InstanceRow, IpType, Lenient, PeerRow, ServiceAddress, ServiceName, TableQuery, TableResult,
 };
 use protocol::node::{of_overlay_name, overlay_name};
 
+use super::super::records::Attached;
 use super::{Core, Instance, Node};
 
 /// Where tunnels end that nobody has said anything about.
@@ -25,16 +26,15 @@ impl Core {
             return known.then_some(service);
         }
         let address: IpAddr = query.sip.parse().ok()?;
-        let here = self.instances.iter().find(|(_, instance)| {
-            let placement = &instance.record.placement;
-            is(address, placement.instance_ip, placement.instance_ip_v6)
-                || placement
-                    .service_ip
-                    .iter()
-                    .any(|service| is(address, service.address, service.address_v6))
-        });
+        let here = self
+            .instances
+            .iter()
+            .find(|(_, instance)| leads_to(&instance.record.placement, address));
         if let Some((key, _)) = here {
             return Some(key.job_name.clone());
+        }
+        if let Some(service) = self.draining_at(address) {
+            return Some(service.clone());
         }
         let node = self.nodes.values().find(|node| {
             let lease = node.record.lease.as_ref();
@@ -62,7 +62,7 @@ impl Core {
 
     /// Whether instances of a service are placed here.
     pub(super) fn is_known(&self, service: &ServiceName) -> bool {
-        self.of_service(service).next().is_some()
+        self.of_service(service).next().is_some() || self.draining_of(service).next().is_some()
     }
 
     fn of_service<'a>(&'a self, service: &ServiceName) -> impl Iterator<Item = &'a Instance> {
@@ -96,11 +96,20 @@ impl Core {
             .of_service(service)
             .map(|instance| (instance.record.placement.instance_number, self.row(instance)))
             .collect();
+        for (stop, draining) in self.draining_of(service) {
+            // Where another placement of the same instance is there already, that one counts.
+            here.entry(draining.placement.instance_number)
+                .or_insert_with(|| self.draining_row(stop, draining));
+        }
         if here.is_empty() && remote.is_none() {
             return None;
         }
-        let service_ip = match self.of_service(service).next() {
-            Some(instance) => instance.record.placement.service_ip.clone(),
+        let placed = self
+            .of_service(service)
+            .map(|instance| &instance.record.placement);
+        let draining = self.draining_of(service).map(|(_, draining)| &draining.placement);
+        let service_ip = match placed.chain(draining).next() {
+            Some(placement) => placement.service_ip.clone(),
             None => remote.map(|table| table.service_ip.clone()).unwrap_or_default(),
         };
         for row in remote.iter().flat_map(|table| rows(&table.instance_list)) {
@@ -120,16 +129,30 @@ impl Core {
 
     pub(super) fn row(&self, instance: &Instance) -> InstanceRow {
         let record = &instance.record;
-        let placement = &record.placement;
+        self.row_of(
+            &record.placement,
+            record.incarnation,
+            record.node.as_deref(),
+            record.attached,
+        )
+    }
+
+    pub(super) fn row_of(
+        &self,
+        placement: &Placement,
+        incarnation: u64,
+        node: Option<&str>,
+        attached: Option<Attached>,
+    ) -> InstanceRow {
         let mut row = InstanceRow {
             instance_number: placement.instance_number,
             instance_ip: placement.instance_ip,
             instance_ip_v6: placement.instance_ip_v6,
             cluster_id: Some(self.id.clone()).filter(|id| !id.is_empty()),
-            worker_id: record.node.clone(),
+            worker_id: node.map(str::to_owned),
             service_ip: placement.service_ip.clone(),
-            incarnation: Some(record.incarnation),
-            node_id: record.node.clone(),
+            incarnation: Some(incarnation),
+            node_id: node.map(str::to_owned),
             app_id: Some(placement.app_id),
             ..InstanceRow::default()
         };
@@ -138,8 +161,8 @@ impl Core {
             address: placement.instance_ip,
             address_v6: placement.instance_ip_v6,
         });
-        let node = record.node.as_ref().and_then(|id| self.nodes.get(id));
-        if let (Some(attached), Some((address, port))) = (record.attached, node.and_then(Node::tunnel)) {
+        let node = node.and_then(|id| self.nodes.get(id));
+        if let (Some(attached), Some((address, port))) = (attached, node.and_then(Node::tunnel)) {
             row.namespace_ip = Some(attached.namespace_ip);
             row.namespace_ip_v6 = attached.namespace_ip_v6;
             row.host_ip = Some(address);
@@ -209,6 +232,15 @@ pub(super) fn rows(list: &[Lenient<InstanceRow>]) -> impl Iterator<Item = &Insta
         Lenient::Read(row) => Some(row),
         Lenient::Malformed { .. } => None,
     })
+}
+
+/// Whether an address is that of an instance or of its service.
+pub(super) fn leads_to(placement: &Placement, address: IpAddr) -> bool {
+    is(address, placement.instance_ip, placement.instance_ip_v6)
+        || placement
+            .service_ip
+            .iter()
+            .any(|service| is(address, service.address, service.address_v6))
 }
 
 fn is(address: IpAddr, v4: Option<std::net::Ipv4Addr>, v6: Option<std::net::Ipv6Addr>) -> bool {

@@ -1,5 +1,7 @@
 //! Decisions, event by event.
 
+mod draining;
+
 use std::collections::BTreeMap;
 
 use protocol::cluster::{FromRoot, Lease};

@@ -4,7 +4,7 @@ use super::flows::{Flow, Opening, answers};
 use super::packet::{self, ETHERNET, Header, TCP, Transport, UDP};
 use super::{
     Arrival, Delivery, Endpoint, Exit, Hook, Instance, Key, Name, Node, Sent, Walked, in_overlay,
-    is_service_or_instance, passed, unchanged,
+    is_service_or_instance, passed,
 };
 
 /// The gateway that endpoints ask for by ARP, and the address it says it has.
@@ -115,12 +115,16 @@ impl Node {
             return Ok(sent);
         }
         if in_overlay(header.destination) {
-            let receiver = self.endpoints.get(&header.destination);
-            let is_host = receiver.is_some_and(|endpoint| endpoint.delivery == Delivery::Host);
-            return if arrival.hook == Hook::Oak0 && is_host {
-                Ok(unchanged("DELIVER_HOST", arrival))
-            } else {
-                Err("NOT_A_SERVICE")
+            // To the node from whoever it is, to others in the name of what they have chosen.
+            let may_receive = |endpoint: &&Endpoint| {
+                endpoint.delivery == Delivery::Host || is_service_or_instance(header.source)
+            };
+            let receiver = self.endpoints.get(&header.destination).filter(may_receive);
+            return match receiver {
+                Some(receiver) if arrival.hook == Hook::Oak0 => {
+                    self.deliver("DELIVER", arrival.hook, receiver, arrival.frame.to_vec())
+                }
+                _ => Err("NOT_A_SERVICE"),
             };
         }
         if is_from_endpoint && let Some(sent) = self.to_published(arrival, header)? {
