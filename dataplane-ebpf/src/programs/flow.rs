@@ -8,6 +8,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, state};
 use dataplane_ebpf::verdict::DropReason;
 
+use super::events;
 use super::maps::{self, FLOWS};
 use super::parse::Transport;
 
@@ -193,7 +194,10 @@ pub fn enter(forward: &FlowKey, opening: &Opening, may_change_port: bool) -> Res
         ..opening.forward
     };
     match FLOWS.insert(forward, entry, BPF_NOEXIST.into()) {
-        Ok(()) => Ok(decision(&entry)),
+        Ok(()) => {
+            events::begun(forward, &entry);
+            Ok(decision(&entry))
+        }
         Err(ALREADY_EXISTS) => {
             let winner = known(forward).ok_or(DropReason::FlowTableFull)?;
             if winner.instance != entry.instance || winner.port != port {

@@ -19,6 +19,7 @@ mod arp;
 mod balance;
 mod deliver;
 mod encap;
+mod events;
 mod flow;
 mod maps;
 mod outbound;
@@ -129,6 +130,21 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
         ) => (reason.row(), TC_ACT_SHOT),
     };
     maps::count(index(hook, row), u64::from(ctx.len()));
+    let told = match outcome {
+        Ok(Action::Park | Action::Reset | Action::Stranger) | Err(_) => true,
+        Ok(
+            Action::Pass
+            | Action::Deliver
+            | Action::DeliverHost
+            | Action::Tunnel
+            | Action::Publish
+            | Action::PublishAnswer
+            | Action::AnswerGateway,
+        ) => false,
+    };
+    if told {
+        events::ended(ctx, hook, row);
+    }
     verdict
 }
 
