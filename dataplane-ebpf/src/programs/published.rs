@@ -53,8 +53,11 @@ pub fn enter(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, D
         return Ok(None);
     };
     let key = parse::flow_key(ip, &transport);
-    let (decision, instance) = match known(hook, &key) {
-        Some(known) => known,
+    let (decision, instance) = match known(hook, &key, &transport) {
+        Some(known) => {
+            flow::note_sent(&key, transport.tcp_flags, &known.0);
+            known
+        }
         None if transport.begins => match begin(ctx, hook, &key, &published)? {
             Some(begun) => begun,
             None => return Ok(None),
@@ -94,9 +97,7 @@ pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, 
         flow::remove(&key);
         return Ok(None);
     }
-    if decision.state & state::ANSWERED == 0 {
-        flow::mark(&key, state::ANSWERED);
-    }
+    flow::note_received(&key, transport.tcp_flags, &decision);
     let sent = FlowKey {
         source: decision.shown,
         destination: decision.address,
@@ -170,18 +171,23 @@ fn current(decision: &Decision) -> Option<&'static Instance> {
 
 /// The flow of the packet, if there is one and it goes on.
 #[inline(always)]
-fn known(hook: Hook, key: &FlowKey) -> Option<(Decision, &'static Instance)> {
+fn known(hook: Hook, key: &FlowKey, transport: &Transport) -> Option<(Decision, &'static Instance)> {
     let decision = flow::known(key)?;
     // A wire does not speak in the name of the node itself.
     let from_node = decision.state & state::FROM_NODE != 0;
     if decision.state & state::PUBLISHED == 0 || from_node != matches!(hook, Hook::FromLoopback) {
         return None;
     }
-    let instance = current(&decision);
-    if instance.is_none() {
+    let Some(instance) = current(&decision) else {
         flow::remove(key);
+        return None;
+    };
+    // With the ports of an ended connection: what is known of that one's end is not to be held against this one.
+    if transport.begins && transport.tcp_flags != 0 && decision.state & state::CLOSING != 0 {
+        flow::forget(key, &flow::answers(key, &decision, instance));
+        return None;
     }
-    instance.map(|instance| (decision, instance))
+    Some((decision, instance))
 }
 
 /// Begins a flow to the endpoint that has published the port; `None` when it is gone.

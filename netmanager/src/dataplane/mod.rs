@@ -30,8 +30,9 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 16] = [
     "FLOWS",
+    "UNANSWERED",
     "INSTANCES",
     "INSTANCE_INDEX",
     "NODES",
@@ -45,6 +46,7 @@ pub const MAPS: [&str; 14] = [
     "PUBLISHED",
     "UNKNOWN_PEERS",
     "COUNTERS",
+    "SERVICE_COUNTERS",
 ];
 
 /// Why the data plane could not be put in place.

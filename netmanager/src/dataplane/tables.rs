@@ -4,7 +4,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, Service,
-    TunnelKey,
+    ServiceCounter, TunnelKey,
 };
 
 use super::DataplaneError;
@@ -14,7 +14,10 @@ pub type Address = [u8; 4];
 
 /// Handles to the maps of the data plane. Dropping them closes the handles; pinned maps stay.
 pub struct Tables {
+    /// Flows that both sides have spoken in.
     pub flows: HashMap<MapData, FlowKey, Flow>,
+    /// All others.
+    pub unanswered: HashMap<MapData, FlowKey, Flow>,
     pub instances: Array<MapData, Instance>,
     pub instance_index: HashMap<MapData, Address, u32>,
     pub nodes: Array<MapData, Node>,
@@ -27,6 +30,7 @@ pub struct Tables {
     pub local_addresses: HashMap<MapData, Address, u32>,
     pub published: HashMap<MapData, PublishedKey, Published>,
     pub counters: PerCpuArray<MapData, Counter>,
+    pub service_counters: PerCpuArray<MapData, ServiceCounter>,
 }
 
 impl Tables {
@@ -34,6 +38,7 @@ impl Tables {
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, DataplaneError> {
         Ok(Self {
             flows: take(programs, "FLOWS")?,
+            unanswered: take(programs, "UNANSWERED")?,
             instances: take(programs, "INSTANCES")?,
             instance_index: take(programs, "INSTANCE_INDEX")?,
             nodes: take(programs, "NODES")?,
@@ -46,6 +51,7 @@ impl Tables {
             local_addresses: take(programs, "LOCAL_ADDRESSES")?,
             published: take(programs, "PUBLISHED")?,
             counters: take(programs, "COUNTERS")?,
+            service_counters: take(programs, "SERVICE_COUNTERS")?,
         })
     }
 }

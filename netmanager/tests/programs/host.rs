@@ -190,23 +190,27 @@ impl Host {
         assert_outcome(case, program, &ran, Outcome::Dropped(reason));
     }
 
-    /// All flows. When they were seen last is checked to be no later than now, and left out.
+    /// All flows, none of which is in both tables. When they were seen last is checked to be no later than now, and left out.
     pub fn flows(&self) -> HashMap<FlowKey, Flow> {
         let now = coarse_time();
-        let flows = self.tables.flows.iter().map(|entry| {
+        let entries = self.tables.flows.iter().chain(self.tables.unanswered.iter());
+        let mut flows = HashMap::new();
+        for entry in entries {
             let (key, mut flow) = entry.expect("a readable map");
             let last_seen = std::mem::take(&mut flow.last_seen);
             assert!(last_seen <= now && last_seen + 60 > now, "{last_seen} of {now}");
-            (key, flow)
-        });
-        flows.collect()
+            assert_eq!(flows.insert(key, flow), None, "in both tables: {key:?}");
+        }
+        flows
     }
 
     /// Forgets all flows, for the next case.
     pub fn forget_flows(&mut self) {
-        let keys: Result<Vec<FlowKey>, _> = self.tables.flows.keys().collect();
-        for key in keys.expect("a readable map") {
-            self.tables.flows.remove(&key).expect("the flow is there");
+        for table in [&mut self.tables.flows, &mut self.tables.unanswered] {
+            let keys: Result<Vec<FlowKey>, _> = table.keys().collect();
+            for key in keys.expect("a readable map") {
+                table.remove(&key).expect("the flow is there");
+            }
         }
     }
 

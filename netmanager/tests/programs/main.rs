@@ -28,6 +28,7 @@ mod ports;
 mod published;
 mod random;
 mod same_node;
+mod settling;
 mod source;
 mod topology;
 mod translation;
