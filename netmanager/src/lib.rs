@@ -8,6 +8,7 @@
 //! - [`host`], [`endpoint`]: links, addresses, routes, settings and firewall of the node and of its containers.
 //! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it.
 //! - [`node`]: all of this at work; [`state`]: what survives the process.
+//! - [`trace`]: what would become of a packet; [`doctor`]: what this machine lacks.
 //! - [`driver`]: how Docker asks for the network of a container; [`manager`], [`api`], [`config`]: the daemon around
 //!   it all.
 
@@ -15,6 +16,7 @@ pub mod api;
 pub mod config;
 pub mod dataplane;
 pub mod directory;
+pub mod doctor;
 pub mod driver;
 pub mod endpoint;
 pub mod host;
@@ -23,3 +25,4 @@ pub mod node;
 pub mod parking;
 pub mod resolver;
 pub mod state;
+pub mod trace;

@@ -32,7 +32,7 @@ pub enum RegisterError {
     HostAddress { interface: String, address: Ipv4Addr },
     #[error("{0:?} cannot be a node id: 1 to 64 letters, digits, '-' and '_'")]
     NodeId(String),
-    #[error("registered as {current}; it cannot be {asked} as well (`NetManager purge` gives the node up)")]
+    #[error("registered as {current}; it cannot be {asked} as well (`NetManager reset` gives the node up)")]
     Other { current: String, asked: String },
     #[error("the cluster gives no addresses: {0}")]
     Lease(#[from] ResolveError),

@@ -11,6 +11,7 @@
 
 mod attach;
 mod counters;
+mod events;
 mod object;
 mod pins;
 mod tables;
@@ -23,14 +24,15 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 
 pub use attach::Program;
-pub use counters::{CounterRow, read as read_counters};
+pub use counters::{CounterRow, read as read_counters, read_all as read_all_counters};
+pub use events::{EVENTS_PER_WINDOW, EventRing, EventSettings, Events};
 pub use object::OBJECT;
 pub use pins::{PINS, Pins};
 pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 16] = [
+pub const MAPS: [&str; 19] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -47,6 +49,9 @@ pub const MAPS: [&str; 16] = [
     "UNKNOWN_PEERS",
     "COUNTERS",
     "SERVICE_COUNTERS",
+    "SETTINGS",
+    "EVENTS",
+    "EVENT_RATE",
 ];
 
 /// Why the data plane could not be put in place.
@@ -59,7 +64,7 @@ pub enum DataplaneError {
     NoObject,
     #[error(
         "the pinned map {name} is not of this layout (found key {key} B, value {value} B, {entries} entries); \
-         remove it with `NetManager purge`"
+         remove it with `NetManager reset`"
     )]
     ForeignPin {
         name: String,

@@ -6,8 +6,8 @@ use std::{fs, io};
 
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, Published, PublishedKey,
-    RateWindow, Service, ServiceCounter, TunnelKey,
+    BackendKey, Counter, Endpoint, EventRate, Flow, FlowKey, Instance, LAYOUT, Node, Peer, Published,
+    PublishedKey, RateWindow, Service, ServiceCounter, Settings, TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program};
@@ -173,6 +173,10 @@ fn sizes(name: &str) -> (usize, usize) {
         "CURSORS" => (INDEX, size_of::<u64>()),
         "UNKNOWN_PEERS" => (INDEX, size_of::<RateWindow>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),
+        "SETTINGS" => (INDEX, size_of::<Settings>()),
+        // A ring has entries of any size.
+        "EVENTS" => (0, 0),
+        "EVENT_RATE" => (INDEX, size_of::<EventRate>()),
         "SERVICE_COUNTERS" => (INDEX, size_of::<ServiceCounter>()),
         // INSTANCE_INDEX, LOCAL_ADDRESSES: an address to an index or a mark.
         _ => (ADDRESS, INDEX),

@@ -7,7 +7,7 @@ use dataplane_ebpf::tables::{
     ServiceCounter, TunnelKey,
 };
 
-use super::DataplaneError;
+use super::{DataplaneError, Events};
 
 /// An address as a key, in network byte order.
 pub type Address = [u8; 4];
@@ -30,6 +30,8 @@ pub struct Tables {
     pub local_addresses: HashMap<MapData, Address, u32>,
     pub published: HashMap<MapData, PublishedKey, Published>,
     pub counters: PerCpuArray<MapData, Counter>,
+    /// What happens now; taken by whoever reads it.
+    pub events: Option<Events>,
     pub service_counters: PerCpuArray<MapData, ServiceCounter>,
 }
 
@@ -51,12 +53,13 @@ impl Tables {
             local_addresses: take(programs, "LOCAL_ADDRESSES")?,
             published: take(programs, "PUBLISHED")?,
             counters: take(programs, "COUNTERS")?,
+            events: Some(Events::take(programs)?),
             service_counters: take(programs, "SERVICE_COUNTERS")?,
         })
     }
 }
 
-fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
+pub(super) fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {

@@ -13,7 +13,9 @@ mod announced;
 mod attach;
 mod detach;
 mod docker;
+mod flows;
 mod ledger;
+mod metrics;
 mod names;
 mod paths;
 mod published;
@@ -25,6 +27,7 @@ mod strangers;
 mod tell;
 mod upcalls;
 mod upkeep;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -55,14 +58,19 @@ use crate::state::{Registration, State, Store};
 
 use announced::ClusterAddresses;
 use ledger::Ledger;
+use metrics::Metrics;
 use paths::Hops;
 use upkeep::Round;
+use watch::Watch;
 
 pub use attach::{AttachError, Deploy, Place};
 pub use docker::{DockerPlace, DockerWish};
-pub use restore::purge;
+pub use flows::{FlowCount, FlowFilter, FlowView, FlowsView};
+pub use metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 pub(crate) use restore::remove_from_kernel;
+pub use restore::reset;
 pub use status::{EndpointView, Status};
+pub use watch::{EventKind, EventView, Watcher, interface_name, protocol_name};
 
 /// The state and the folder that keeps it. Whoever changes an endpoint holds it, so that attaching and detaching
 /// happen one after the other.
@@ -114,6 +122,9 @@ pub struct Node {
     upkeep_due: Notify,
     /// The connection to the cluster came or went.
     names_due: Notify,
+    watch: Watch,
+    flows_counted: Mutex<flows::Counted>,
+    metrics: Metrics,
     faults: Faults,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -173,7 +184,9 @@ impl Node {
             host_address,
         };
         let pins = Pins::of(&registration.node_id);
-        let (mut dataplane, tables) = Dataplane::open(pins, globals).context("loading the data plane")?;
+        let (mut dataplane, mut tables) = Dataplane::open(pins, globals).context("loading the data plane")?;
+        let events = tables.events.take().context("the ring of events is missing")?;
+        let watch = Watch::new(events.settings).context("ending what a previous process has watched")?;
         let mut directory =
             Directory::adopt(tables, &registration.node_id).context("taking over the tables")?;
         if let Some(address) = registration.instance_address {
@@ -229,6 +242,9 @@ impl Node {
             upcalls_broken: Mutex::default(),
             upkeep_due: Notify::new(),
             names_due: Notify::new(),
+            watch,
+            flows_counted: Mutex::default(),
+            metrics: Metrics::default(),
             faults,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -251,6 +267,7 @@ impl Node {
         node.spawn(|node| node.serve_changes(changes));
         node.spawn(|node| node.serve_ruleset(ruleset));
         node.spawn(|node| node.serve_strangers(strangers));
+        node.spawn(|node| node.serve_events(events.ring));
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)
     }
