@@ -21,6 +21,7 @@
 //! | `PUBLISHED` | hash | 16,384 | which endpoint has published this port | the attach fails |
 //! | `UNKNOWN_PEERS` | array per CPU | 1 | how many strangers were let up this second | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
+//! | `TRACE` | array per CPU | 1 | what the last walk did, where programs are loaded to say so | – |
 //! | `SERVICE_COUNTERS` | array per CPU | 16,384 | what goes to and comes from service *i* | the last row is shared |
 //! | `SETTINGS` | array | 1 | does anybody watch | – |
 //! | `EVENTS` | ring | 256 KiB | what happens now | the event is left out and counted |
@@ -367,6 +368,37 @@ pub struct ServiceCounter {
     pub received: Counter,
 }
 
+/// Value of `TRACE`: what the last walk on this CPU did. Written only by programs that are loaded with `TRACE_WALKS` set,
+/// which is for tests: on the way a packet costs nothing but what it needs.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Trace {
+    /// Row in `COUNTERS`, of all hooks, plus one.
+    pub row: u32,
+    /// One of [`exit`].
+    pub exit: u32,
+    /// Index of the interface that the packet leaves by.
+    pub interface: u32,
+    /// Index in `NODES` of the node that it is tunnelled to.
+    pub node: u32,
+    /// Flows looked up, in either table.
+    pub look_ups: u32,
+}
+
+/// Values of [`Trace::exit`]: how a packet leaves the walk.
+pub mod exit {
+    /// By the verdict alone.
+    pub const NONE: u32 = 0;
+    /// Into the network namespace at the other end of an interface.
+    pub const PEER: u32 = 1;
+    /// Out of an interface.
+    pub const OUT: u32 = 2;
+    /// Out of an interface, by way of the kernel's neighbour table.
+    pub const NEIGHBOUR: u32 = 3;
+    /// Into an interface, as if it had received the packet.
+    pub const INGRESS: u32 = 4;
+}
+
 /// Value of `UNKNOWN_PEERS`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -458,6 +490,7 @@ const _: () = {
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ServiceCounter>() == 32);
     assert!(size_of::<RateWindow>() == 8);
+    assert!(size_of::<Trace>() == 20);
     assert!(size_of::<Settings>() == 8);
     assert!(size_of::<EventRate>() == 16);
     assert!(size_of::<Event>() == 48);
@@ -490,6 +523,7 @@ mod plain_data {
         Counter,
         ServiceCounter,
         RateWindow,
+        Trace,
         Settings,
         EventRate,
         Event

@@ -18,6 +18,7 @@ use dataplane_ebpf::verdict::DropReason;
 use super::events;
 use super::maps::{self, FLOWS, UNANSWERED};
 use super::parse::Transport;
+use super::trace;
 
 /// `EEXIST`, as map updates return it.
 const ALREADY_EXISTS: i32 = -17;
@@ -58,10 +59,12 @@ pub fn known(key: &FlowKey) -> Option<Decision> {
 /// The entry at `key`, and whether it is in `FLOWS`.
 #[inline(always)]
 fn find(key: &FlowKey) -> Option<(*mut Flow, bool)> {
-    match FLOWS.get_ptr_mut(key) {
-        Some(flow) => Some((flow, true)),
-        None => UNANSWERED.get_ptr_mut(key).map(|flow| (flow, false)),
+    trace::look_up();
+    if let Some(flow) = FLOWS.get_ptr_mut(key) {
+        return Some((flow, true));
     }
+    trace::look_up();
+    UNANSWERED.get_ptr_mut(key).map(|flow| (flow, false))
 }
 
 /// The flow that `received` answers, and the instance that it comes from, unless it answers none. An instance that

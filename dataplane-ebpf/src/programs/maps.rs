@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, EventRate, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey,
-    RateWindow, Service, ServiceCounter, Settings, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    RateWindow, Service, ServiceCounter, Settings, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -43,6 +43,8 @@ pub static PUBLISHED: HashMap<PublishedKey, Published> =
     HashMap::with_max_entries(capacity::PUBLISHED, BPF_F_NO_PREALLOC);
 #[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static TRACE: PerCpuArray<Trace> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(verdict::COUNTERS, 0);
 #[map]

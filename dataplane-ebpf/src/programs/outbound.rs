@@ -1,17 +1,17 @@
 //! The walk of a packet that an endpoint or the node itself sends.
 
-use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::{in_overlay, is_service_or_instance};
 use dataplane_ebpf::header::{ETHERNET_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
 use dataplane_ebpf::tables::{Endpoint, FlowKey, Instance, THIS_NODE, delivery, endpoint_flags, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::deliver::redirected;
 use super::flow::Decision;
 use super::maps::Direction;
 use super::parse::Transport;
-use super::{Outcome, arp, balance, deliver, encap, flow, maps, packet, parse, published, reset, translate};
+use super::{
+    Outcome, arp, balance, deliver, encap, flow, maps, packet, parse, published, redirect, reset, translate,
+};
 
 /// The congestion bits of the type of service (RFC 3168).
 const ECN: u8 = 0x03;
@@ -79,8 +79,8 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
             Hook::FromOak0 => Err(DropReason::Unresolved),
             Hook::FromHost => Ok(Action::Park),
             Hook::FromEndpoint | Hook::FromUplink | Hook::FromLoopback => {
-                // SAFETY: the helper takes integers only and checks the interface.
-                redirected(unsafe { bpf_redirect(maps::oak0_interface(), 0) }, Action::Park)
+                redirect::out(maps::oak0_interface())?;
+                Ok(Action::Park)
             }
         },
         Destination::Refused if ip.protocol == PROTOCOL_TCP => reset::answer(ctx, &ip, &endpoint),

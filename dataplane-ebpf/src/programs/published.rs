@@ -12,18 +12,15 @@
 //! published port passes unchanged: it may be an answer to a connection that the node, or somebody it masquerades,
 //! has made from that port.
 
-use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::in_overlay;
 use dataplane_ebpf::header::{ETHERNET_LENGTH, Ethernet, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, LOOPBACK, Published, THIS_NODE, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::deliver::redirected;
 use super::flow::{Decision, Opening};
 use super::parse::Transport;
-use super::{Outcome, deliver, flow, maps, packet, parse, translate};
+use super::{Outcome, deliver, flow, maps, packet, parse, redirect, translate};
 
 /// The address by which the node's own processes reach the node, besides those of its interfaces.
 const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
@@ -117,9 +114,7 @@ pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, 
         let client = maps::endpoint(sent.destination).ok_or(DropReason::EndpointGone)?;
         deliver::to_endpoint(ctx, hook, &client)?;
     } else {
-        // SAFETY: no parameters: the kernel looks next hop and neighbour up, and queues the packet while it resolves.
-        let code = unsafe { bpf_redirect_neigh(decision.interface, core::ptr::null_mut(), 0, 0) };
-        redirected(code, Action::PublishAnswer)?;
+        redirect::out_by_neighbour(decision.interface)?;
     }
     Ok(Some(Action::PublishAnswer))
 }
@@ -264,8 +259,5 @@ fn to_node(ctx: &TcContext) -> Result<(), DropReason> {
         (*ethernet).destination = [0; 6];
         (*ethernet).source = [0; 6];
     }
-    // SAFETY: the helper takes integers only and checks the interface.
-    let code = unsafe { bpf_redirect(LOOPBACK, u64::from(BPF_F_INGRESS)) };
-    redirected(code, Action::PublishAnswer)?;
-    Ok(())
+    redirect::into_ingress(LOOPBACK)
 }

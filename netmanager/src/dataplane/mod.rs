@@ -32,7 +32,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 19] = [
+pub const MAPS: [&str; 20] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -49,6 +49,7 @@ pub const MAPS: [&str; 19] = [
     "UNKNOWN_PEERS",
     "COUNTERS",
     "SERVICE_COUNTERS",
+    "TRACE",
     "SETTINGS",
     "EVENTS",
     "EVENT_RATE",
@@ -112,6 +113,8 @@ pub struct Globals {
     pub tunnel_port: u16,
     /// The node's own namespace address.
     pub host_address: std::net::Ipv4Addr,
+    /// Whether walks note in `TRACE` what they did. For tests.
+    pub trace_walks: bool,
 }
 
 /// The loaded programs and their attachments.
@@ -188,13 +191,15 @@ pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables)
         return Err(DataplaneError::NoObject);
     }
     let host_address = globals.host_address.octets();
+    let trace_walks = u32::from(globals.trace_walks);
     let mut loader = EbpfLoader::new();
     // Nothing in the programs depends on the kernel's own types, and reading those takes tens of milliseconds.
     loader
         .btf(None)
         .override_global("OAK0_INTERFACE", &globals.oak0_interface, true)
         .override_global("TUNNEL_PORT", &globals.tunnel_port, true)
-        .override_global("HOST_ADDRESS", &host_address, true);
+        .override_global("HOST_ADDRESS", &host_address, true)
+        .override_global("TRACE_WALKS", &trace_walks, true);
     for (name, path) in pins {
         loader.map_pin_path(name, path.as_path());
     }

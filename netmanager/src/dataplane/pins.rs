@@ -7,7 +7,7 @@ use std::{fs, io};
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, EventRate, Flow, FlowKey, Instance, LAYOUT, Node, Peer, Published,
-    PublishedKey, RateWindow, Service, ServiceCounter, Settings, TunnelKey,
+    PublishedKey, RateWindow, Service, ServiceCounter, Settings, Trace, TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program};
@@ -172,6 +172,7 @@ fn sizes(name: &str) -> (usize, usize) {
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),
         "UNKNOWN_PEERS" => (INDEX, size_of::<RateWindow>()),
+        "TRACE" => (INDEX, size_of::<Trace>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),
         "SETTINGS" => (INDEX, size_of::<Settings>()),
         // A ring has entries of any size.

@@ -4,7 +4,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, Service,
-    ServiceCounter, TunnelKey,
+    ServiceCounter, Trace, TunnelKey,
 };
 
 use super::{DataplaneError, Events};
@@ -33,6 +33,7 @@ pub struct Tables {
     /// What happens now; taken by whoever reads it.
     pub events: Option<Events>,
     pub service_counters: PerCpuArray<MapData, ServiceCounter>,
+    pub trace: PerCpuArray<MapData, Trace>,
 }
 
 impl Tables {
@@ -55,6 +56,7 @@ impl Tables {
             counters: take(programs, "COUNTERS")?,
             events: Some(Events::take(programs)?),
             service_counters: take(programs, "SERVICE_COUNTERS")?,
+            trace: take(programs, "TRACE")?,
         })
     }
 }

@@ -182,6 +182,7 @@ impl Node {
             oak0_interface: oak0.index(),
             tunnel_port: config.listen_port,
             host_address,
+            trace_walks: false,
         };
         let pins = Pins::of(&registration.node_id);
         let (mut dataplane, mut tables) = Dataplane::open(pins, globals).context("loading the data plane")?;

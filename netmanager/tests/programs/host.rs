@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use aya::maps::PerCpuValues;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane_ebpf::address::TUNNEL_PORT;
-use dataplane_ebpf::tables::{Flow, FlowKey};
+use dataplane_ebpf::tables::{Flow, FlowKey, Trace};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::{CounterRow, Globals, Program, Tables, load, read_counters};
 use nix::time::{ClockId, clock_gettime};
@@ -119,8 +120,17 @@ impl Host {
         Self::with_pins(site, &[])
     }
 
+    /// The same, whose programs note what each walk did.
+    pub fn traced(site: Site) -> Self {
+        Self::load(site, &[], true)
+    }
+
     /// The same, with the maps that are pinned at these paths.
     pub fn with_pins(site: Site, pins: &[(&str, PathBuf)]) -> Self {
+        Self::load(site, pins, false)
+    }
+
+    fn load(site: Site, pins: &[(&str, PathBuf)], trace_walks: bool) -> Self {
         let globals = Globals {
             oak0_interface: INTERFACE,
             tunnel_port: TUNNEL_PORT,
@@ -129,6 +139,7 @@ impl Host {
                 Site::B | Site::C => HOST_B,
             }
             .into(),
+            trace_walks,
         };
         let (programs, mut tables) = load(globals, pins).expect("the kernel takes the programs");
         topology::fill(&mut tables, site);
@@ -188,6 +199,22 @@ impl Host {
     pub fn drops(&self, case: &str, program: Program, frame: &[u8], reason: DropReason) {
         let ran = self.run(program, frame);
         assert_outcome(case, program, &ran, Outcome::Dropped(reason));
+    }
+
+    /// Runs `program` on `frame`; what the walk noted. Nothing else may run on this node meanwhile.
+    #[track_caller]
+    pub fn trace(&mut self, program: Program, frame: &[u8]) -> (Ran, Trace) {
+        let trace = &mut self.tables.trace;
+        let cpus = trace.get(&0, 0).expect("readable").iter().count();
+        let cleared = PerCpuValues::try_from(vec![Trace::default(); cpus]).expect("a value for each CPU");
+        trace.set(0, cleared, 0).expect("room");
+        let ran = self.run(program, frame);
+        let noted = self.tables.trace.get(&0, 0).expect("readable");
+        let walks: Vec<Trace> = noted.iter().filter(|walk| walk.row != 0).copied().collect();
+        let [walk] = walks[..] else {
+            panic!("one walk on one CPU: {walks:?}");
+        };
+        (ran, walk)
     }
 
     /// All flows, none of which is in both tables. When they were seen last is checked to be no later than now, and left out.

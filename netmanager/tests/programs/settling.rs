@@ -285,3 +285,23 @@ fn packets_and_bytes_are_counted_by_service_and_direction() {
         [3, 3 * request.len() as u64, 1, answer.len() as u64]
     );
 }
+
+#[test]
+fn an_established_flow_costs_one_look_up_each_way() {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let mut node = Host::traced(Site::A);
+        let (request, answer) = (request(transport, ACK).frame(), answer(transport, ACK));
+        let opening = Packet {
+            transport,
+            ..Packet::default()
+        };
+        node.run(Program::FromEndpoint, &opening.frame());
+        node.run(Program::FromUplink, &answer);
+        assert_eq!(placed(&node, &keys(transport)), SETTLED);
+        for (program, frame) in [(Program::FromEndpoint, &request), (Program::FromUplink, &answer)] {
+            let (ran, walk) = node.trace(program, frame);
+            assert_eq!(ran.verdict, REDIRECT);
+            assert_eq!(walk.look_ups, 1, "{transport:?}, {program:?}: {walk:?}");
+        }
+    }
+}
