@@ -231,6 +231,13 @@ impl Manager {
         removed
     }
 
+    /// Ends the answers that would else go on for as long as somebody reads them.
+    pub fn end_answers(&self) {
+        if let Some(node) = self.node.get() {
+            node.end_watching();
+        }
+    }
+
     /// Ends what runs; everything in the kernel stays and goes on.
     pub async fn stop(&self) {
         if let Some(node) = self.node.get() {

@@ -101,6 +101,7 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
     }
     tracing::info!("ending; the data plane stays in place");
     stop.cancel();
+    manager.end_answers();
     server.await??;
     if let Some(figures) = figures {
         figures.await??;

@@ -161,8 +161,8 @@ impl Node {
             let flows = entries.div_ceil(2);
             set(&gauge, vec![("state", state.to_owned())], flows as f64);
         }
-        let watchers = gauges(registry, "watchers", "Who watches what happens");
-        set(&watchers, Labels::new(), self.watchers() as f64);
+        let watchers = self.watchers() as f64;
+        single(registry, "watchers", "Who watches what happens", watchers);
         Ok(())
     }
 
@@ -184,9 +184,13 @@ impl Node {
                 set(&round_trip, labels, f64::from(microseconds) / 1e6);
             }
         }
-        let connected = gauges(registry, "cluster_connected", "Whether the cluster can be asked");
         let (is_connected, _) = lock(&self.connection).clone();
-        set(&connected, Labels::new(), f64::from(u8::from(is_connected)));
+        single(
+            registry,
+            "cluster_connected",
+            "Whether the cluster can be asked",
+            f64::from(u8::from(is_connected)),
+        );
         Ok(())
     }
 }
@@ -201,6 +205,13 @@ fn gauges(registry: &mut Registry, name: &str, help: &str) -> Gauges {
     let family = Gauges::default();
     registry.register(name, help, family.clone());
     family
+}
+
+/// A figure without labels.
+fn single(registry: &mut Registry, name: &str, help: &str, value: f64) {
+    let gauge = Gauge::<f64, AtomicU64>::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
 }
 
 fn add(family: &Counters, labels: Labels, value: u64) {

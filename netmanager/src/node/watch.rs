@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio_util::sync::CancellationToken;
 
 use super::{Node, lock};
 use crate::dataplane::{DataplaneError, EVENTS_PER_WINDOW, EventRing, EventSettings};
@@ -74,6 +75,8 @@ pub enum EventKind {
 pub struct Watch {
     watchers: Mutex<Watchers>,
     events: broadcast::Sender<Event>,
+    /// Cancelled before the process ends, which would else wait for whoever watches.
+    ended: CancellationToken,
 }
 
 struct Watchers {
@@ -103,6 +106,7 @@ impl Watch {
         Ok(Self {
             watchers: Mutex::new(Watchers { settings, number: 0 }),
             events,
+            ended: CancellationToken::new(),
         })
     }
 }
@@ -125,6 +129,11 @@ impl Node {
             left_out,
             missed: 0,
         })
+    }
+
+    /// Ends everybody's watching, for good.
+    pub fn end_watching(&self) {
+        self.watch.ended.cancel();
     }
 
     /// How many watch.
@@ -195,7 +204,7 @@ impl Watcher {
     pub async fn next(&mut self) -> Option<Vec<EventView>> {
         loop {
             let received = tokio::select! {
-                () = self.node.stop.cancelled() => return None,
+                () = self.node.watch.ended.cancelled() => return None,
                 received = self.events.recv() => Some(received),
                 () = tokio::time::sleep(SUMMARY) => None,
             };
