@@ -177,7 +177,7 @@ impl Directory {
         let mut services: Vec<_> = self
             .services
             .iter()
-            .filter(|(_, service)| service.id < capacity::SERVICE_COUNTERS)
+            .filter(|(_, service)| service.id < capacity::SERVICE_COUNTERS - 1)
             .collect();
         services.sort_by_key(|(address, _)| **address);
         let mut rows = Vec::new();

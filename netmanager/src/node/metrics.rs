@@ -73,7 +73,22 @@ impl Node {
             "parked_dropped_packets",
             "Packets that waited for their destination in vain",
         );
-        let dropped = lock(&self.parking).dropped();
+        let (dropped, (destinations, bytes)) = {
+            let parking = lock(&self.parking);
+            (parking.dropped(), parking.waiting())
+        };
+        single(
+            &mut registry,
+            "parked_destinations",
+            "Addresses that packets wait for",
+            destinations as f64,
+        );
+        single(
+            &mut registry,
+            "parked_bytes",
+            "Bytes of packets that wait",
+            bytes as f64,
+        );
         for (reason, packets) in [
             ("no_room", dropped.full),
             ("just_asked", dropped.refused),
@@ -163,6 +178,13 @@ impl Node {
         }
         let watchers = self.watchers() as f64;
         single(registry, "watchers", "Who watches what happens", watchers);
+        let left_out = Counter::<u64>::default();
+        left_out.inc_by(self.events_left_out()?);
+        registry.register(
+            "events_left_out",
+            "Events that were not told to who watches, because there were too many",
+            left_out,
+        );
         Ok(())
     }
 

@@ -141,6 +141,14 @@ impl Node {
         lock(&self.watch.watchers).number
     }
 
+    /// How many events were left out, by all processes that have served this node.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read.
+    pub fn events_left_out(&self) -> Result<u64, DataplaneError> {
+        lock(&self.watch.watchers).settings.left_out()
+    }
+
     /// Takes events out of the ring as they come. What nobody waits for, such as what a killed process has left
     /// there, is gone.
     pub(super) async fn serve_events(self: Arc<Self>, ring: EventRing) {

@@ -44,7 +44,7 @@ impl Walk<'_> {
         if let Some(refusal) = self.lives_elsewhere()? {
             return Ok(Err(refusal));
         }
-        self.to_endpoint(&key)
+        self.deliver(&key)
     }
 
     /// Why the source may not come through a tunnel, if it may not.

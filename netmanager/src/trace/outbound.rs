@@ -217,7 +217,7 @@ impl Walk<'_> {
         let namespace = Ipv4Addr::from(place.address());
         if place.node() == THIS_NODE {
             self.note("instance", format!("{address}, at {namespace} on this node"));
-            return self.to_endpoint(&sent);
+            return self.deliver(&sent);
         }
         let node = self.view.node(place.node())?;
         let remote = Ipv4Addr::from(node.remote);
@@ -248,7 +248,7 @@ impl Walk<'_> {
     }
 
     /// Into an endpoint of this node, as `sent`.
-    pub(super) fn to_endpoint(&mut self, sent: &FlowKey) -> Walked {
+    pub(super) fn deliver(&mut self, sent: &FlowKey) -> Walked {
         let Some(receiver) = self.view.endpoint(sent.destination)? else {
             self.note("delivery", "no endpoint has the address");
             return Ok(Err(DropReason::EndpointGone));

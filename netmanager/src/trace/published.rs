@@ -49,10 +49,10 @@ impl Walk<'_> {
                 return Ok(None);
             }
             self.note("flow", "not known: begins");
-            return self.to_publisher(&instance).map(Some);
+            return self.deliver_published(&instance).map(Some);
         };
         self.note("flow", "known");
-        self.to_publisher(&instance).map(Some)
+        self.deliver_published(&instance).map(Some)
     }
 
     /// The instance of the packet's flow to a published port, if there is one and it goes on.
@@ -69,7 +69,7 @@ impl Walk<'_> {
         self.current(&flow)
     }
 
-    fn to_publisher(&mut self, instance: &Instance) -> Result<Outcome, DataplaneError> {
+    fn deliver_published(&mut self, instance: &Instance) -> Result<Outcome, DataplaneError> {
         let address = instance.place.address();
         let shown = Ipv4Addr::from(instance.address);
         self.note(
