@@ -3,6 +3,7 @@
 mod daemon;
 mod look;
 mod show;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use netmanager::config::Paths;
 use netmanager::endpoint::Step;
 use netmanager::state::Store;
 
-use look::{DropsOptions, FlowsOptions, TraceOptions, WatchOptions};
+use look::{DropsOptions, FlowsOptions, TraceOptions};
+use watch::WatchOptions;
 
 /// Where every Docker looks for drivers that are reached by a socket.
 const DOCKER_PLUGINS: &str = "/run/docker/plugins";
@@ -140,7 +142,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             Some(Verb::Flows(options)) => look::flows(&paths.socket, &options).await,
             Some(Verb::Nodes(output)) => look::nodes(&paths.socket, &output).await,
             Some(Verb::Drops(options)) => look::drops(&paths.socket, &options).await,
-            Some(Verb::Watch(options)) => look::watch(&paths.socket, &options).await,
+            Some(Verb::Watch(options)) => watch::watch(&paths.socket, &options).await,
             Some(Verb::Trace(options)) => look::trace(&paths.socket, &options).await,
             Some(Verb::Doctor(output)) => look::doctor(&output).await,
             Some(Verb::Reset) => reset(&paths.state, &paths.socket).await,

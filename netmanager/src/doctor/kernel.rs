@@ -214,8 +214,10 @@ fn programs() -> Check {
 
 /// Whether the kernel did not even look, for want of rights.
 fn is_refused(error: &ProgramError) -> bool {
-    let text = told(error);
-    text.contains("os error 1)") || text.contains("os error 13)")
+    let ProgramError::SyscallError(error) = error else {
+        return false;
+    };
+    matches!(error.io_error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
 }
 
 fn told(error: &(dyn std::error::Error + 'static)) -> String {

@@ -178,8 +178,9 @@ impl Node {
         let mut interfaces = HashMap::new();
         let directory = self.directory();
         let view = |event: &Event| {
+            let event = as_sent(event);
             let destination = Ipv4Addr::from(event.destination);
-            let (kind, reason, meaning, hook) = ending(event);
+            let (kind, reason, meaning, hook) = ending(&event);
             EventView {
                 time_ms: now.saturating_sub(monotonic.saturating_sub(event.time / 1_000_000)),
                 kind,
@@ -282,6 +283,21 @@ impl Drop for Watcher {
     }
 }
 
+/// The event with the packet as it was sent: a reset is written over the segment that it answers.
+fn as_sent(event: &Event) -> Event {
+    let was_answered = event.kind == event_kind::END && u32::from(event.row) == Action::Reset.row();
+    if !was_answered {
+        return *event;
+    }
+    Event {
+        source: event.destination,
+        destination: event.source,
+        source_port: event.destination_port,
+        destination_port: event.source_port,
+        ..*event
+    }
+}
+
 /// Kind, reason, meaning and hook of an event.
 fn ending(event: &Event) -> (EventKind, &'static str, &'static str, &'static str) {
     if event.kind == event_kind::FLOW {
@@ -333,4 +349,66 @@ fn monotonic_ms() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
         (now.tv_sec().cast_unsigned() * 1_000).saturating_add(now.tv_nsec().cast_unsigned() / 1_000_000)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_have_a_kind_and_the_name_under_which_the_packet_was_counted() {
+        let end = |row: u32| Event {
+            kind: event_kind::END,
+            hook: Hook::FromUplink as u8,
+            row: u8::try_from(row).expect("few rows"),
+            ..Event::default()
+        };
+        for (row, kind, name) in [
+            (Action::Park.row(), EventKind::Miss, "PARK"),
+            (Action::Stranger.row(), EventKind::Miss, "STRANGER"),
+            (Action::Reset.row(), EventKind::Drop, "RESET"),
+            (DropReason::Spoofed.row(), EventKind::Drop, "SPOOFED"),
+            (
+                DropReason::DestinationNotLocal.row(),
+                EventKind::Drop,
+                "DESTINATION_NOT_LOCAL",
+            ),
+        ] {
+            let (found, reason, meaning, hook) = ending(&end(row));
+            assert_eq!((found, reason, hook), (kind, name, "from_uplink"));
+            assert!(!meaning.is_empty(), "{name}");
+        }
+        let flow = Event {
+            kind: event_kind::FLOW,
+            ..Event::default()
+        };
+        assert_eq!(ending(&flow), (EventKind::Flow, "", "", ""));
+    }
+
+    #[test]
+    fn a_refused_segment_is_shown_as_it_was_sent() {
+        let reset = Event {
+            kind: event_kind::END,
+            row: u8::try_from(Action::Reset.row()).expect("few rows"),
+            source: [10, 30, 55, 55],
+            source_port: 80u16.to_be_bytes(),
+            destination: [10, 18, 0, 2],
+            destination_port: 5000u16.to_be_bytes(),
+            ..Event::default()
+        };
+        let sent = as_sent(&reset);
+        assert_eq!(
+            (sent.source, sent.destination),
+            ([10, 18, 0, 2], [10, 30, 55, 55])
+        );
+        assert_eq!(
+            (sent.source_port, sent.destination_port),
+            (5000u16.to_be_bytes(), 80u16.to_be_bytes())
+        );
+        let dropped = Event {
+            row: u8::try_from(DropReason::NoFlow.row()).expect("few rows"),
+            ..reset
+        };
+        assert_eq!(as_sent(&dropped), dropped);
+    }
 }

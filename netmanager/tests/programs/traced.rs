@@ -19,6 +19,9 @@ use crate::topology::{
 const CLIENT: Address = [198, 51, 100, 7];
 const PORT: u16 = 5000;
 
+/// What happens to a node before the question.
+type Change = fn(&mut Host);
+
 fn to(source: Address, destination: Address, protocol: Protocol) -> Question {
     Question {
         source: source.into(),
@@ -169,7 +172,7 @@ fn the_trace_follows_flows_whose_instances_and_nodes_go() {
         port: PORT,
         ..reply(tcp(S_SHOWN, A))
     };
-    let cases: [(&str, fn(&mut Host), Question); 7] = [
+    let cases: [(&str, Change, Question); 7] = [
         (
             "NODE_UNKNOWN",
             |node| set_node(&mut node.tables, Site::B.index(Site::A), Node::default()),
