@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use netmanager::config::Paths;
+use netmanager::dataplane::Attachment;
 use netmanager::endpoint::Step;
 use netmanager::state::Store;
 
@@ -91,6 +92,10 @@ pub struct RunOptions {
     /// Also serve the figures for Prometheus, and nothing else, at this address, as at /metrics of the API
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
+
+    /// How programs are attached to interfaces, instead of the better way that the kernel has: `clsact` or `tcx`
+    #[arg(long, hide = true, value_name = "WAY", overrides_with = "attachment")]
+    attachment: Option<Attachment>,
 
     /// Fail at this step of every attach, to see that it leaves nothing behind
     #[arg(long, hide = true, value_name = "STEP")]

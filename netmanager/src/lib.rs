@@ -6,7 +6,8 @@
 //! - [`dataplane`]: the programs, loaded, pinned and attached; typed tables.
 //! - [`directory`]: who is where, written into the tables in an order that packets can follow.
 //! - [`host`], [`endpoint`]: links, addresses, routes, settings and firewall of the node and of its containers.
-//! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it.
+//! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it;
+//!   [`fragments`]: fragments that wait for the first of their datagram.
 //! - [`node`]: all of this at work; [`state`]: what survives the process.
 //! - [`trace`]: what would become of a packet; [`doctor`]: what this machine lacks.
 //! - [`driver`]: how Docker asks for the network of a container; [`manager`], [`api`], [`config`]: the daemon around
@@ -19,6 +20,7 @@ pub mod directory;
 pub mod doctor;
 pub mod driver;
 pub mod endpoint;
+pub mod fragments;
 pub mod host;
 pub mod manager;
 pub mod node;

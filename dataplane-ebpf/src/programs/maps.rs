@@ -4,8 +4,9 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, EventRate, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey,
-    RateWindow, Service, ServiceCounter, Settings, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    BackendKey, Counter, EARLY_FRAGMENTS_PER_WINDOW, Endpoint, EventRate, Flow, FlowKey, Fragment,
+    FragmentKey, Instance, Node, Peer, Published, PublishedKey, RateWindow, Service, ServiceCounter,
+    Settings, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -42,6 +43,11 @@ pub static LOCAL_ADDRESSES: HashMap<[u8; 4], u32> =
 pub static PUBLISHED: HashMap<PublishedKey, Published> =
     HashMap::with_max_entries(capacity::PUBLISHED, BPF_F_NO_PREALLOC);
 #[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
+#[map]
+pub static EARLY_FRAGMENTS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static TRACE: PerCpuArray<Trace> = PerCpuArray::with_max_entries(1, 0);
@@ -68,6 +74,17 @@ static TUNNEL_PORT: u16 = dataplane_ebpf::address::TUNNEL_PORT;
 /// The node's own namespace address, set when the programs are loaded.
 #[unsafe(no_mangle)]
 static HOST_ADDRESS: [u8; 4] = [0; 4];
+
+/// How the outer headers are taken off, set when the programs are loaded.
+#[unsafe(no_mangle)]
+static DECAPSULATION_FLAGS: u64 = dataplane_ebpf::tables::decapsulation::NAMED;
+
+/// One of `tables::decapsulation`.
+#[inline(always)]
+pub fn decapsulation_flags() -> u64 {
+    // SAFETY: as in `oak0_interface`.
+    unsafe { core::ptr::read_volatile(&raw const DECAPSULATION_FLAGS) }
+}
 
 #[inline(always)]
 pub fn oak0_interface() -> u32 {
@@ -165,7 +182,18 @@ pub fn is_any_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
 /// Whether another packet from an unknown outer source may be handed up in this window.
 #[inline(always)]
 pub fn may_hand_up_stranger() -> bool {
-    let Some(rate) = UNKNOWN_PEERS.get_ptr_mut(0) else {
+    may_pass(&UNKNOWN_PEERS, UNKNOWN_PEERS_PER_WINDOW)
+}
+
+/// Whether another fragment may be handed up in this window to wait for its first.
+#[inline(always)]
+pub fn may_hand_up_fragment() -> bool {
+    may_pass(&EARLY_FRAGMENTS, EARLY_FRAGMENTS_PER_WINDOW)
+}
+
+#[inline(always)]
+fn may_pass(windows: &PerCpuArray<RateWindow>, limit: u32) -> bool {
+    let Some(rate) = windows.get_ptr_mut(0) else {
         return false;
     };
     // SAFETY: a value of this CPU alone, and a program is not preempted by another on the same map's CPU.
@@ -174,7 +202,7 @@ pub fn may_hand_up_stranger() -> bool {
     if rate.window != window {
         *rate = RateWindow { window, passed: 0 };
     }
-    let allowed = rate.passed < UNKNOWN_PEERS_PER_WINDOW;
+    let allowed = rate.passed < limit;
     if allowed {
         rate.passed += 1;
     }

@@ -3,8 +3,8 @@
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, Service,
-    ServiceCounter, Trace, TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Instance, Node, Peer, Published,
+    PublishedKey, Service, ServiceCounter, Trace, TunnelKey,
 };
 
 use super::{DataplaneError, Events};
@@ -29,6 +29,7 @@ pub struct Tables {
     pub cursors: Array<MapData, u64>,
     pub local_addresses: HashMap<MapData, Address, u32>,
     pub published: HashMap<MapData, PublishedKey, Published>,
+    pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     pub counters: PerCpuArray<MapData, Counter>,
     /// What happens now; taken by whoever reads it.
     pub events: Option<Events>,
@@ -53,6 +54,7 @@ impl Tables {
             cursors: take(programs, "CURSORS")?,
             local_addresses: take(programs, "LOCAL_ADDRESSES")?,
             published: take(programs, "PUBLISHED")?,
+            fragments: take(programs, "FRAGMENTS")?,
             counters: take(programs, "COUNTERS")?,
             events: Some(Events::take(programs)?),
             service_counters: take(programs, "SERVICE_COUNTERS")?,

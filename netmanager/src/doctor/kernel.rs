@@ -136,7 +136,9 @@ fn tcx(found: Option<(u32, u32)>) -> Check {
             )
         }
     };
-    check.advise("install Linux 6.6 or newer")
+    check
+        .advise("install Linux 6.6 or newer")
+        .instead("filters of a clsact queueing discipline")
 }
 
 fn helpers() -> Check {
@@ -171,7 +173,7 @@ fn decapsulation(found: Option<(u32, u32)>) -> Check {
         state,
         format!("BPF_F_ADJ_ROOM_DECAP_L3_IPV4, of Linux {major}.{minor}"),
     )
-    .advise("install a newer kernel")
+    .instead("the outer headers are taken off without naming them")
 }
 
 /// The surest check: the programs as they are, shown to this kernel's verifier.

@@ -19,6 +19,7 @@ mod metrics;
 mod names;
 mod paths;
 mod published;
+mod reassembled;
 mod reconcile;
 mod records;
 mod restore;
@@ -43,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::dataplane::{Dataplane, Globals, Pins, Program};
+use crate::dataplane::{Attachment, Dataplane, Globals, Pins, Program};
 use crate::directory::{Directory, LocalEndpoint};
 use crate::driver;
 use crate::endpoint::Fault;
@@ -138,6 +139,8 @@ pub struct Start {
     pub updates: mpsc::Receiver<Update>,
     pub kept: Arc<tokio::sync::Mutex<Kept>>,
     pub faults: Faults,
+    /// How programs are attached; the better way that the kernel has, where nothing is given.
+    pub attachment: Option<Attachment>,
 }
 
 /// Steps that are to fail, in tests.
@@ -166,7 +169,9 @@ impl Node {
             updates,
             kept,
             faults,
+            attachment,
         } = start;
+        let attachment = attachment.unwrap_or_else(Attachment::detect);
         let netlink = Netlink::open().context("opening a routing socket")?;
         let changes = Changes::open().context("subscribing to the kernel's changes")?;
         let ruleset = RulesetChanges::open().context("subscribing to the firewall's changes")?;
@@ -185,7 +190,8 @@ impl Node {
             trace_walks: false,
         };
         let pins = Pins::of(&registration.node_id);
-        let (mut dataplane, mut tables) = Dataplane::open(pins, globals).context("loading the data plane")?;
+        let (mut dataplane, mut tables) =
+            Dataplane::open(pins, globals, attachment).context("loading the data plane")?;
         let events = tables.events.take().context("the ring of events is missing")?;
         let watch = Watch::new(events.settings).context("ending what a previous process has watched")?;
         let mut directory =

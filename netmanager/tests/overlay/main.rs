@@ -5,10 +5,12 @@
 
 mod back_doors;
 mod changes;
+mod clsact;
 mod docker;
 mod first_packet;
 mod fixture;
 mod foreign_program;
+mod fragments;
 mod hostile;
 mod lifecycle;
 mod look;
