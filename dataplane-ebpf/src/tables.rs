@@ -27,6 +27,9 @@
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
 //! | `TRACE` | array per CPU | 1 | what the last walk did, where programs are loaded to say so | – |
 //! | `SERVICE_COUNTERS` | array per CPU | 16,384 | what goes to and comes from service *i* | the last row is shared |
+//! | `SETTINGS` | array | 1 | does anybody watch | – |
+//! | `EVENTS` | ring | 256 KiB | what happens now | the event is left out and counted |
+//! | `EVENT_RATE` | array per CPU | 1 | how many events were told this second, and left out | – |
 
 /// Version of the layout of everything in this file. It names the folder of the pins: a process never takes
 /// over maps of another layout. Raise it with every change to a size, an offset or a meaning.
@@ -45,6 +48,8 @@ pub mod capacity {
     pub const PUBLISHED: u32 = 16_384;
     pub const FRAGMENTS: u32 = 8_192;
     pub const SERVICE_COUNTERS: u32 = 16_384;
+    /// Bytes of the ring `EVENTS`.
+    pub const EVENT_BYTES: u32 = 256 * 1024;
 }
 
 /// Flags of `bpf_skb_adjust_room` for taking the outer headers off (`linux/bpf.h`).
@@ -467,6 +472,68 @@ pub const UNKNOWN_PEERS_PER_WINDOW: u32 = 64;
 /// ICMP errors that each CPU sends to endpoints in a window of 2^30 ns.
 pub const SENT_ERRORS_PER_WINDOW: u32 = 100;
 
+/// Value of `SETTINGS`: what user space asks of the programs while they run.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Not zero while somebody reads `EVENTS`.
+    pub watching: u32,
+    /// Events that each CPU tells in a window of 2^30 ns.
+    pub events_per_window: u32,
+}
+
+/// Value of `EVENT_RATE`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct EventRate {
+    /// Which window, in units of 2^30 ns of the monotonic clock.
+    pub window: u32,
+    /// Events told in it.
+    pub passed: u32,
+    /// Events left out since the map was made.
+    pub left_out: u64,
+}
+
+/// Entry of `EVENTS`: something that happened to a packet or with it.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Event {
+    /// Monotonic time in ns.
+    pub time: u64,
+    /// Bytes of the frame as the kernel counts them; zero for a new flow.
+    pub length: u32,
+    /// Index of the interface at which the program ran; zero for a new flow.
+    pub interface: u32,
+    /// Addresses, ports and protocol as in [`FlowKey`], of the packet as it was when the walk ended; of a tunnel
+    /// datagram those of the inner packet. Zero where the frame does not have them.
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+    /// Outer source address of a tunnel datagram, else zero.
+    pub peer: [u8; 4],
+    /// New flow: index in `INSTANCES` of the instance that was chosen.
+    pub instance: u32,
+    /// New flow: the address that this instance shows to others.
+    pub instance_address: [u8; 4],
+    pub protocol: u8,
+    /// One of [`event_kind`].
+    pub kind: u8,
+    /// End of a walk: the hook, as in [`crate::verdict::Hook`].
+    pub hook: u8,
+    /// End of a walk: the row of the hook's counters, as in [`crate::verdict`].
+    pub row: u8,
+    pub zero: [u8; 4],
+}
+
+/// Values of [`Event::kind`].
+pub mod event_kind {
+    /// A walk ended in a drop, a miss or a refusal.
+    pub const END: u8 = 1;
+    /// A flow has begun.
+    pub const FLOW: u8 = 2;
+}
+
 // U-73: sizes and the offsets that the programs' single-word loads rely on, for host and bpf alike.
 const _: () = {
     assert!(size_of::<FlowKey>() == 16);
@@ -487,6 +554,9 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 12);
     assert!(size_of::<Fragment>() == 12);
     assert!(size_of::<Trace>() == 20);
+    assert!(size_of::<Settings>() == 8);
+    assert!(size_of::<EventRate>() == 16);
+    assert!(size_of::<Event>() == 48);
 };
 
 #[cfg(feature = "user")]
@@ -518,7 +588,10 @@ mod plain_data {
         RateWindow,
         Trace,
         FragmentKey,
-        Fragment
+        Fragment,
+        Settings,
+        EventRate,
+        Event
     );
 }
 
@@ -540,6 +613,11 @@ mod tests {
         assert_eq!(size_of::<Published>(), 8 + 4 + 2 + 2);
         assert_eq!(size_of::<FragmentKey>(), 4 + 4 + 2 + 1 + 1);
         assert_eq!(size_of::<Fragment>(), 2 + 2 + 4 + 4);
+        assert_eq!(
+            size_of::<Event>(),
+            8 + 4 + 4 + 4 + 4 + 2 + 2 + 4 + 4 + 4 + 1 + 1 + 1 + 1 + 4
+        );
+        assert_eq!(size_of::<EventRate>(), 4 + 4 + 8);
     }
 
     #[test]

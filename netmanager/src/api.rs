@@ -5,6 +5,7 @@
 mod client;
 pub(crate) mod error;
 mod handlers;
+mod look;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -19,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::manager::Manager;
 
-pub use client::{ClientError, get as ask};
+pub use client::{ClientError, Lines, get as ask, lines};
+pub(crate) use error::chain;
+pub use look::DropFilter;
 
 /// The routes.
 pub fn router(manager: Arc<Manager>) -> Router {
@@ -32,8 +35,21 @@ pub fn router(manager: Arc<Manager>) -> Router {
         .route("/endpoints", get(handlers::endpoints))
         .route("/services", get(handlers::services))
         .route("/drops", get(handlers::drops))
+        .route("/flows", get(look::flows))
+        .route("/nodes", get(look::nodes))
+        .route("/trace", get(look::trace))
+        .route("/watch", get(look::watch))
+        .route("/metrics", get(look::metrics))
         .fallback(error::no_such_route)
         .method_not_allowed_fallback(error::no_such_method)
+        .with_state(manager)
+}
+
+/// The route for who collects figures, alone.
+pub fn metrics_router(manager: Arc<Manager>) -> Router {
+    Router::new()
+        .route("/metrics", get(look::metrics))
+        .fallback(error::no_such_route)
         .with_state(manager)
 }
 
@@ -69,14 +85,20 @@ pub async fn serve(
     let on_unix = axum::serve(unix, router.clone()).with_graceful_shutdown(stop.clone().cancelled_owned());
     let on_tcp = async {
         match tcp {
-            Some(tcp) => {
-                axum::serve(tcp, router)
-                    .with_graceful_shutdown(stop.cancelled_owned())
-                    .await
-            }
+            Some(tcp) => serve_tcp(router, tcp, stop).await,
             None => Ok(()),
         }
     };
     tokio::try_join!(on_unix.into_future(), on_tcp)?;
     Ok(())
+}
+
+/// As [`serve`], on TCP alone.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve_tcp(router: Router, listener: TcpListener, stop: CancellationToken) -> io::Result<()> {
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }

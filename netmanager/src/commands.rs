@@ -1,8 +1,11 @@
 //! The verbs of the command line.
 
 mod daemon;
+mod look;
 mod show;
+mod watch;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -10,6 +13,9 @@ use netmanager::config::Paths;
 use netmanager::dataplane::Attachment;
 use netmanager::endpoint::Step;
 use netmanager::state::Store;
+
+use look::{DropsOptions, FlowsOptions, TraceOptions};
+use watch::WatchOptions;
 
 /// Where every Docker looks for drivers that are reached by a socket.
 const DOCKER_PLUGINS: &str = "/run/docker/plugins";
@@ -44,12 +50,27 @@ enum Verb {
     Endpoints(Output),
     /// Show the service addresses this node knows, and where they lead
     Services(Output),
+    /// Show the flows of this node: who speaks to which service, and where that went
+    Flows(FlowsOptions),
+    /// Show the other nodes, and how each one is reached
+    Nodes(Output),
     /// Show what happened to packets: every verdict and every reason for a drop, with its counter
-    Drops(Output),
+    Drops(DropsOptions),
+    /// Show drops, misses and new flows as they happen, until interrupted
+    ///
+    /// At most a thousand per processor and second; how many more there were is said. Nothing becomes slower.
+    Watch(WatchOptions),
+    /// Show what the data plane would do with a packet, and why, without sending one
+    Trace(TraceOptions),
+    /// Show what this machine offers and lacks for the data plane; fails when something that is needed is missing
+    ///
+    /// Needs no running daemon.
+    Doctor(Output),
     /// Give the node up: detach everything and remove all that NetManager has in the kernel and on the disk
     ///
     /// The daemon must not be running. What other programs have is left alone. Containers lose the overlay.
-    Purge,
+    #[command(alias = "purge")]
+    Reset,
     /// Show the programs to the running kernel's verifier, without attaching anything
     Verify(Output),
 }
@@ -67,6 +88,10 @@ pub struct RunOptions {
     /// The folder where Docker looks for network drivers; `off` to be none
     #[arg(long, value_name = "FOLDER", default_value = DOCKER_PLUGINS)]
     docker_plugins: PathBuf,
+
+    /// Also serve the figures for Prometheus, and nothing else, at this address, as at /metrics of the API
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
 
     /// How programs are attached to interfaces, instead of the better way that the kernel has: `clsact` or `tcx`
     #[arg(long, hide = true, value_name = "WAY", overrides_with = "attachment")]
@@ -119,20 +144,25 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             Some(Verb::Status(output)) => show::status(&paths.socket, &output).await,
             Some(Verb::Endpoints(output)) => show::endpoints(&paths.socket, &output).await,
             Some(Verb::Services(output)) => show::services(&paths.socket, &output).await,
-            Some(Verb::Drops(output)) => show::drops(&paths.socket, &output).await,
-            Some(Verb::Purge) => purge(&paths.state, &paths.socket).await,
+            Some(Verb::Flows(options)) => look::flows(&paths.socket, &options).await,
+            Some(Verb::Nodes(output)) => look::nodes(&paths.socket, &output).await,
+            Some(Verb::Drops(options)) => look::drops(&paths.socket, &options).await,
+            Some(Verb::Watch(options)) => watch::watch(&paths.socket, &options).await,
+            Some(Verb::Trace(options)) => look::trace(&paths.socket, &options).await,
+            Some(Verb::Doctor(output)) => look::doctor(&output).await,
+            Some(Verb::Reset) => reset(&paths.state, &paths.socket).await,
             Some(Verb::Verify(output)) => show::verify(&output),
         }
     })
 }
 
-async fn purge(state: &Path, socket: &Path) -> anyhow::Result<()> {
+async fn reset(state: &Path, socket: &Path) -> anyhow::Result<()> {
     if !state.exists() {
         println!("there is no node to give up");
         return Ok(());
     }
     let store = Store::open(state)?;
-    netmanager::node::purge(&store).await?;
+    netmanager::node::reset(&store).await?;
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}

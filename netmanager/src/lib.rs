@@ -10,6 +10,7 @@
 //! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it;
 //!   [`fragments`]: fragments that wait for the first of their datagram.
 //! - [`node`]: all of this at work; [`state`]: what survives the process.
+//! - [`trace`]: what would become of a packet; [`doctor`]: what this machine lacks.
 //! - [`driver`]: how Docker asks for the network of a container; [`manager`], [`api`], [`config`]: the daemon around
 //!   it all.
 
@@ -17,6 +18,7 @@ pub mod api;
 pub mod config;
 pub mod dataplane;
 pub mod directory;
+pub mod doctor;
 pub mod driver;
 pub mod endpoint;
 pub mod flows;
@@ -27,3 +29,4 @@ pub mod node;
 pub mod parking;
 pub mod resolver;
 pub mod state;
+pub mod trace;

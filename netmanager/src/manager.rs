@@ -33,7 +33,7 @@ pub enum RegisterError {
     HostAddress { interface: String, address: Ipv4Addr },
     #[error("{0:?} cannot be a node id: 1 to 64 letters, digits, '-' and '_'")]
     NodeId(String),
-    #[error("registered as {current}; it cannot be {asked} as well (`NetManager purge` gives the node up)")]
+    #[error("registered as {current}; it cannot be {asked} as well (`NetManager reset` gives the node up)")]
     Other { current: String, asked: String },
     #[error("the cluster gives no addresses: {0}")]
     Lease(#[from] ResolveError),
@@ -232,6 +232,13 @@ impl Manager {
         // Whatever was removed is to be forgotten.
         kept.save()?;
         removed
+    }
+
+    /// Ends the answers that would else go on for as long as somebody reads them.
+    pub fn end_answers(&self) {
+        if let Some(node) = self.node.get() {
+            node.end_watching();
+        }
     }
 
     /// Ends what runs; everything in the kernel stays and goes on.

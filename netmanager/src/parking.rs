@@ -239,6 +239,11 @@ impl Parking {
         self.dropped
     }
 
+    /// How many destinations are waited for, and how many bytes wait.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.waiting.len(), self.bytes)
+    }
+
     /// Whether something waits for the destination.
     pub fn is_waiting(&self, destination: Ipv4Addr) -> bool {
         self.waiting.contains_key(&destination)

@@ -174,6 +174,6 @@ fn purge(directory: &Path, netmanager: &Path) -> Result<()> {
     if !netmanager.is_file() || !root.is_dir() {
         return Ok(());
     }
-    output(Command::new(netmanager).arg("--root").arg(root).arg("purge"))?;
+    output(Command::new(netmanager).arg("--root").arg(root).arg("reset"))?;
     Ok(())
 }

@@ -15,6 +15,7 @@ use dataplane_ebpf::header::{PROTOCOL_ICMP, PROTOCOL_TCP, TCP_FIN, TCP_RST, TCP_
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, Opening, state};
 use dataplane_ebpf::verdict::DropReason;
 
+use super::events;
 use super::maps::{self, FLOWS, UNANSWERED};
 use super::parse::Transport;
 use super::trace;
@@ -334,7 +335,10 @@ pub fn enter(
     let port = opening.answers.destination_port;
     opening.forward.port = port;
     match insert(forward, &opening.forward) {
-        Ok(()) => Ok(decision(&opening.forward, false)),
+        Ok(()) => {
+            events::begun(forward, &opening.forward);
+            Ok(decision(&opening.forward, false))
+        }
         Err(ALREADY_EXISTS) => {
             let winner = known(forward).ok_or(DropReason::FlowTableFull)?;
             if winner.instance != opening.forward.instance || winner.port != port {

@@ -2,11 +2,11 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, EARLY_FRAGMENTS_PER_WINDOW, Endpoint, Flow, FlowKey, Fragment, FragmentKey,
-    Instance, Node, Opening, Peer, Published, PublishedKey, RateWindow, SENT_ERRORS_PER_WINDOW, Service,
-    ServiceCounter, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    BackendKey, Counter, EARLY_FRAGMENTS_PER_WINDOW, Endpoint, EventRate, Flow, FlowKey, Fragment,
+    FragmentKey, Instance, Node, Opening, Peer, Published, PublishedKey, RateWindow, SENT_ERRORS_PER_WINDOW,
+    Service, ServiceCounter, Settings, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -60,6 +60,13 @@ pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(verdic
 #[map]
 pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounter> =
     PerCpuArray::with_max_entries(capacity::SERVICE_COUNTERS, 0);
+
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENT_BYTES, 0);
+#[map]
+pub static EVENT_RATE: PerCpuArray<EventRate> = PerCpuArray::with_max_entries(1, 0);
 
 /// Index of `oak0`, set when the programs are loaded.
 #[unsafe(no_mangle)]

@@ -21,6 +21,7 @@ mod arp;
 mod balance;
 mod deliver;
 mod encap;
+mod events;
 mod flow;
 mod fragment;
 mod icmp;
@@ -253,6 +254,24 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
     };
     maps::count(index(hook, row), u64::from(ctx.len()));
     trace::conclude(index(hook, row));
+    let told = match outcome {
+        Ok(
+            Action::Park | Action::Reset | Action::Stranger | Action::IcmpTooBig | Action::IcmpUnreachable,
+        )
+        | Err(_) => true,
+        Ok(
+            Action::Pass
+            | Action::Deliver
+            | Action::DeliverHost
+            | Action::Tunnel
+            | Action::Publish
+            | Action::PublishAnswer
+            | Action::AnswerGateway,
+        ) => false,
+    };
+    if told {
+        events::ended(ctx, hook, row);
+    }
     verdict
 }
 

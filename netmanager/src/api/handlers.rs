@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use protocol::network::{DeployRequest, DeployResponse, RegisterRequest, UndeployRequest};
 use protocol::ports::{PortMappings, PortMappingsError};
 
 use super::error::ApiError;
+use super::look::DropFilter;
 use crate::dataplane::CounterRow;
 use crate::directory::ServiceView;
 use crate::manager::Manager;
@@ -91,6 +92,12 @@ pub async fn services(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<Se
     Ok(Json(manager.node().await?.services()))
 }
 
-pub async fn drops(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<CounterRow>>, ApiError> {
-    Ok(Json(manager.node().await?.counters().await?))
+pub async fn drops(
+    State(manager): State<Arc<Manager>>,
+    filter: Result<Query<DropFilter>, QueryRejection>,
+) -> Result<Json<Vec<CounterRow>>, ApiError> {
+    let Query(filter) = filter?;
+    let mut rows = manager.node().await?.all_counters().await?;
+    rows.retain(|row| filter.matches(row));
+    Ok(Json(rows))
 }

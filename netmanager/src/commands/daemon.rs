@@ -50,6 +50,14 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
         }
         None => None,
     };
+    let metrics = match options.metrics {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("listening on {address}"))?,
+        ),
+        None => None,
+    };
     let fault = |fail: Option<Step>, crash: Option<Step>| match (fail, crash) {
         (_, Some(step)) => Fault::Crash(step),
         (Some(step), None) => Fault::Fail(step),
@@ -82,6 +90,10 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
         }
     };
     let server = tokio::spawn(api::serve(api::router(manager.clone()), unix, tcp, stop.clone()));
+    let figures = metrics.map(|listener| {
+        let router = api::metrics_router(manager.clone());
+        tokio::spawn(api::serve_tcp(router, listener, stop.clone()))
+    });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
@@ -90,7 +102,11 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
     }
     tracing::info!("ending; the data plane stays in place");
     stop.cancel();
+    manager.end_answers();
     server.await??;
+    if let Some(figures) = figures {
+        figures.await??;
+    }
     if let Some(resuming) = resuming {
         resuming.await?;
     }

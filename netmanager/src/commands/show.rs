@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use comfy_table::{CellAlignment, Table};
 use netmanager::api::ask;
-use netmanager::dataplane::{CounterRow, verify as verify_object};
+use netmanager::dataplane::verify as verify_object;
 use netmanager::directory::ServiceView;
 use netmanager::node::{EndpointView, Status};
 use serde::Serialize;
@@ -122,30 +122,6 @@ pub async fn services(socket: &Path, output: &Output) -> anyhow::Result<()> {
     })
 }
 
-pub async fn drops(socket: &Path, output: &Output) -> anyhow::Result<()> {
-    let rows: Vec<CounterRow> = ask(socket, "/drops").await?;
-    print(output, &rows, || {
-        let mut table = table(&["WHERE", "WHAT", "", "PACKETS", "BYTES", "MEANING"]);
-        for row in &rows {
-            let dropped = if row.dropped { "dropped" } else { "" };
-            table.add_row([
-                row.hook.clone(),
-                row.name.clone(),
-                dropped.to_owned(),
-                row.packets.to_string(),
-                row.bytes.to_string(),
-                row.meaning.clone(),
-            ]);
-        }
-        for column in [3, 4] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        table
-    })
-}
-
 pub fn verify(output: &Output) -> anyhow::Result<()> {
     let report = verify_object()?;
     print(output, &report, || {
@@ -174,7 +150,11 @@ pub fn verify(output: &Output) -> anyhow::Result<()> {
     })
 }
 
-fn print<T: Serialize>(output: &Output, value: &T, table: impl FnOnce() -> Table) -> anyhow::Result<()> {
+pub(super) fn print<T: Serialize>(
+    output: &Output,
+    value: &T,
+    table: impl FnOnce() -> Table,
+) -> anyhow::Result<()> {
     match output.output {
         Format::Table => println!("{}", table().trim_fmt()),
         Format::Json => println!("{}", serde_json::to_string_pretty(value)?),
@@ -182,7 +162,7 @@ fn print<T: Serialize>(output: &Output, value: &T, table: impl FnOnce() -> Table
     Ok(())
 }
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
     if !header.is_empty() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DataplaneError, Tables};
 
-/// One counter that is not zero.
+/// One counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterRow {
     /// Where: the name of a hook.
@@ -26,6 +26,16 @@ pub struct CounterRow {
 /// # Errors
 /// When the kernel refuses to read the map.
 pub fn read(tables: &Tables) -> Result<Vec<CounterRow>, DataplaneError> {
+    let mut rows = read_all(tables)?;
+    rows.retain(|row| row.packets > 0);
+    Ok(rows)
+}
+
+/// As [`read`], with those that are zero.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_all(tables: &Tables) -> Result<Vec<CounterRow>, DataplaneError> {
     let mut rows = Vec::new();
     let actions = Action::ALL
         .iter()
@@ -39,18 +49,14 @@ pub fn read(tables: &Tables) -> Result<Vec<CounterRow>, DataplaneError> {
             let Counter { packets, bytes } = sum(tables, index(hook, row))?;
             // A reset answers a packet that is not carried on.
             let dropped = dropped || name == Action::Reset.as_str();
-            if packets > 0 {
-                let hook = hook.as_str().to_owned();
-                let (name, meaning) = (name.to_owned(), meaning.to_owned());
-                rows.push(CounterRow {
-                    hook,
-                    name,
-                    dropped,
-                    packets,
-                    bytes,
-                    meaning,
-                });
-            }
+            rows.push(CounterRow {
+                hook: hook.as_str().to_owned(),
+                name: name.to_owned(),
+                dropped,
+                packets,
+                bytes,
+                meaning: meaning.to_owned(),
+            });
         }
     }
     Ok(rows)

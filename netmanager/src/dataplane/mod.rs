@@ -12,6 +12,7 @@
 
 mod attach;
 mod counters;
+mod events;
 mod kernel;
 mod object;
 mod pins;
@@ -25,7 +26,8 @@ use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 
 pub use attach::Program;
-pub use counters::{CounterRow, read as read_counters};
+pub use counters::{CounterRow, read as read_counters, read_all as read_all_counters};
+pub use events::{EVENTS_PER_WINDOW, EventRing, EventSettings, Events};
 pub use kernel::Attachment;
 pub use object::OBJECT;
 pub use pins::{PINS, Pins};
@@ -33,7 +35,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 24] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -55,6 +57,9 @@ pub const MAPS: [&str; 21] = [
     "COUNTERS",
     "SERVICE_COUNTERS",
     "TRACE",
+    "SETTINGS",
+    "EVENTS",
+    "EVENT_RATE",
 ];
 
 /// Why the data plane could not be put in place.
@@ -67,7 +72,7 @@ pub enum DataplaneError {
     NoObject,
     #[error(
         "the pinned map {name} is not of this layout (found key {key} B, value {value} B, {entries} entries); \
-         remove it with `NetManager purge`"
+         remove it with `NetManager reset`"
     )]
     ForeignPin {
         name: String,

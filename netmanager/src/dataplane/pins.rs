@@ -6,8 +6,8 @@ use std::{fs, io};
 
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Instance, LAYOUT, Node, Opening,
-    Peer, Published, PublishedKey, RateWindow, Service, ServiceCounter, Trace, TunnelKey,
+    BackendKey, Counter, Endpoint, EventRate, Flow, FlowKey, Fragment, FragmentKey, Instance, LAYOUT, Node,
+    Opening, Peer, Published, PublishedKey, RateWindow, Service, ServiceCounter, Settings, Trace, TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program, attach};
@@ -198,6 +198,10 @@ fn sizes(name: &str) -> (usize, usize) {
         "OPENING" => (INDEX, size_of::<Opening>()),
         "TRACE" => (INDEX, size_of::<Trace>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),
+        "SETTINGS" => (INDEX, size_of::<Settings>()),
+        // A ring has entries of any size.
+        "EVENTS" => (0, 0),
+        "EVENT_RATE" => (INDEX, size_of::<EventRate>()),
         "SERVICE_COUNTERS" => (INDEX, size_of::<ServiceCounter>()),
         // INSTANCE_INDEX, LOCAL_ADDRESSES: an address to an index or a mark.
         _ => (ADDRESS, INDEX),

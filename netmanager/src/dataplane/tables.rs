@@ -9,7 +9,7 @@ use dataplane_ebpf::tables::{
     PublishedKey, Service, ServiceCounter, Trace, TunnelKey,
 };
 
-use super::DataplaneError;
+use super::{DataplaneError, Events};
 use crate::flows::FlowMaps;
 
 /// An address as a key, in network byte order.
@@ -36,6 +36,8 @@ pub struct Tables {
     pub published: HashMap<MapData, PublishedKey, Published>,
     pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     pub counters: PerCpuArray<MapData, Counter>,
+    /// What happens now; taken by whoever reads it.
+    pub events: Option<Events>,
     pub service_counters: PerCpuArray<MapData, ServiceCounter>,
     pub trace: PerCpuArray<MapData, Trace>,
 }
@@ -60,6 +62,7 @@ impl Tables {
             published: take(programs, "PUBLISHED")?,
             fragments: take(programs, "FRAGMENTS")?,
             counters: take(programs, "COUNTERS")?,
+            events: Some(Events::take(programs)?),
             service_counters: take(programs, "SERVICE_COUNTERS")?,
             trace: take(programs, "TRACE")?,
         })
@@ -92,7 +95,7 @@ fn descriptor<'a>(programs: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'
     Ok(map.fd().as_fd())
 }
 
-fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
+pub(super) fn take<T>(programs: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {

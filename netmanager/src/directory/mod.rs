@@ -8,6 +8,7 @@
 mod adopt;
 mod indexes;
 mod instances;
+mod look;
 mod nodes;
 mod published;
 mod services;
@@ -24,6 +25,7 @@ use crate::dataplane::{CounterRow, DataplaneError, Tables, read_counters};
 use indexes::Indexes;
 
 pub use instances::{LocalEndpoint, RemoteInstance};
+pub use look::{Fill, NodeView, ServiceTraffic};
 pub use nodes::{Ethernet, NodeKey, Path};
 pub use services::ServiceView;
 pub use usage::ServiceUse;

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
 
-use dataplane_ebpf::tables::{BackendKey, BackendSet, Service, THIS_NODE, capacity, policy};
+use aya::maps::{MapError, PerCpuValues};
+use dataplane_ebpf::tables::{BackendKey, BackendSet, Service, ServiceCounter, THIS_NODE, capacity, policy};
 use serde::{Deserialize, Serialize};
 
 use super::{Directory, KnownService, removed, written};
@@ -183,6 +184,7 @@ impl Directory {
             let mut hasher = DefaultHasher::new();
             (&self.node_id, address).hash(&mut hasher);
             self.write_cursor(id, hasher.finish() >> 16)?;
+            self.clear_traffic(id)?;
         }
         for (slot, instance) in (0u32..).zip(backends) {
             let key = BackendKey {
@@ -258,6 +260,25 @@ impl Directory {
         result.map_err(|source| DataplaneError::Map {
             name: "CURSORS",
             operation: "writing",
+            source,
+        })
+    }
+
+    /// Lets a service begin with nothing sent or received: its row may have been another's.
+    fn clear_traffic(&mut self, id: u32) -> Result<(), DataplaneError> {
+        // The last row belongs to all services that have none of their own.
+        if id >= capacity::SERVICE_COUNTERS - 1 {
+            return Ok(());
+        }
+        let table = &mut self.tables.service_counters;
+        let result = table.get(&id, 0).and_then(|values| {
+            let cleared = vec![ServiceCounter::default(); values.len()];
+            let cleared = PerCpuValues::try_from(cleared).map_err(MapError::IoError)?;
+            table.set(id, cleared, 0)
+        });
+        result.map_err(|source| DataplaneError::Map {
+            name: "SERVICE_COUNTERS",
+            operation: "clearing",
             source,
         })
     }

@@ -13,9 +13,11 @@ mod announced;
 mod attach;
 mod detach;
 mod docker;
+mod flow_views;
 mod flows;
 mod idleness;
 mod ledger;
+mod metrics;
 mod names;
 mod path_mtu;
 mod paths;
@@ -29,6 +31,7 @@ mod strangers;
 mod tell;
 mod upcalls;
 mod upkeep;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -61,16 +64,21 @@ use crate::state::{Registration, State, Store};
 use announced::ClusterAddresses;
 use flows::Flows;
 use ledger::Ledger;
+use metrics::Metrics;
 use path_mtu::PathMtus;
 use paths::Hops;
 use upkeep::Round;
+use watch::Watch;
 
 pub use attach::{AttachError, Deploy, Place};
 pub use docker::{DockerPlace, DockerWish};
+pub use flow_views::{FlowCount, FlowFilter, FlowView, FlowsView};
 pub use flows::FlowFigures;
-pub use restore::purge;
+pub use metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 pub(crate) use restore::remove_from_kernel;
+pub use restore::reset;
 pub use status::{EndpointView, Status};
+pub use watch::{EventKind, EventView, Watcher, interface_name, protocol_name};
 
 /// The state and the folder that keeps it. Whoever changes an endpoint holds it, so that attaching and detaching
 /// happen one after the other.
@@ -125,6 +133,9 @@ pub struct Node {
     /// The connection to the cluster came or went.
     names_due: Notify,
     flows: Flows,
+    watch: Watch,
+    flows_counted: Mutex<flow_views::Counted>,
+    metrics: Metrics,
     faults: Faults,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -190,8 +201,10 @@ impl Node {
             trace_walks: false,
         };
         let pins = Pins::of(&registration.node_id);
-        let (mut dataplane, tables) =
+        let (mut dataplane, mut tables) =
             Dataplane::open(pins, globals, attachment).context("loading the data plane")?;
+        let events = tables.events.take().context("the ring of events is missing")?;
+        let watch = Watch::new(events.settings).context("ending what a previous process has watched")?;
         let mut directory =
             Directory::adopt(tables, &registration.node_id).context("taking over the tables")?;
         let flow_maps = directory.flow_maps().context("opening the tables of flows")?;
@@ -250,6 +263,9 @@ impl Node {
             upkeep_due: Notify::new(),
             names_due: Notify::new(),
             flows: Flows::default(),
+            watch,
+            flows_counted: Mutex::default(),
+            metrics: Metrics::default(),
             faults,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -274,6 +290,7 @@ impl Node {
         node.spawn(|node| node.serve_strangers(strangers));
         node.spawn(|node| node.serve_path_mtus(path_mtus));
         node.spawn(|node| node.serve_flows(flow_maps));
+        node.spawn(|node| node.serve_events(events.ring));
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)
     }

@@ -117,7 +117,7 @@ impl Node {
 ///
 /// # Errors
 /// Everything that could not be removed; the state is kept then, so that it can be tried again.
-pub async fn purge(store: &Store) -> anyhow::Result<()> {
+pub async fn reset(store: &Store) -> anyhow::Result<()> {
     let mut state = store.load()?;
     if let Err(error) = remove_from_kernel(&mut state).await {
         store.save(&state)?;

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{FlowFigures, Node, host_address, lock};
 use crate::dataplane::CounterRow;
-use crate::directory::ServiceView;
+use crate::directory::{NodeView, ServiceView};
 use crate::host::firewall;
+use crate::trace::{Question, Site, Trace};
 
 /// The node at a glance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,24 +132,52 @@ impl Node {
         self.directory().services()
     }
 
+    /// The nodes that this node knows.
+    ///
+    /// # Errors
+    /// When the kernel refuses to show the table.
+    pub fn nodes(&self) -> anyhow::Result<Vec<NodeView>> {
+        Ok(self.directory().nodes()?)
+    }
+
+    /// What the data plane would do with a packet.
+    ///
+    /// # Errors
+    /// When the kernel refuses to show a table.
+    pub fn trace(&self, question: &Question) -> anyhow::Result<Trace> {
+        let site = Site {
+            tunnel_port: self.config.listen_port,
+            host_address: host_address(&self.registration),
+        };
+        Ok(self.directory().trace(site, question)?)
+    }
+
     /// What happened to packets: the data plane's counters, and what the firewall kept from tunnel ports
     /// and out of the overlay.
     ///
     /// # Errors
     /// When the kernel refuses to read the counters.
     pub async fn counters(&self) -> anyhow::Result<Vec<CounterRow>> {
-        let mut rows = self.directory().counters()?;
+        let mut rows = self.all_counters().await?;
+        rows.retain(|row| row.packets > 0);
+        Ok(rows)
+    }
+
+    /// As [`Self::counters`], with those that are zero.
+    ///
+    /// # Errors
+    /// As [`Self::counters`].
+    pub async fn all_counters(&self) -> anyhow::Result<Vec<CounterRow>> {
+        let mut rows = self.directory().all_counters()?;
         for counter in firewall::counters(&self.registration.node_id).await? {
-            if counter.packets > 0 {
-                rows.push(CounterRow {
-                    hook: "firewall".to_owned(),
-                    name: counter.name.to_uppercase(),
-                    dropped: true,
-                    packets: counter.packets,
-                    bytes: counter.bytes,
-                    meaning: firewall::meaning(&counter.name).to_owned(),
-                });
-            }
+            rows.push(CounterRow {
+                hook: "firewall".to_owned(),
+                name: counter.name.to_uppercase(),
+                dropped: true,
+                packets: counter.packets,
+                bytes: counter.bytes,
+                meaning: firewall::meaning(&counter.name).to_owned(),
+            });
         }
         Ok(rows)
     }

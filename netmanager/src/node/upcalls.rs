@@ -110,7 +110,10 @@ impl Node {
         if parked == Parked::First {
             let answered = answered.clone();
             self.spawn(|node| async move {
+                let asked = Instant::now();
                 node.ask(destination).await;
+                let is_known = node.directory().knows(destination);
+                node.metrics.note_resolution(asked.elapsed(), is_known);
                 // The receiver ends with the node.
                 if answered.send(destination).is_err() {
                     tracing::debug!(%destination, "answered too late");

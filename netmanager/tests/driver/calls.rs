@@ -387,7 +387,7 @@ fn the_socket_comes_and_goes_with_the_node() {
     stage.site.near.restart().expect("started again");
     assert!(socket.exists());
     stage.site.near.daemon().kill().expect("killed");
-    let purged = stage.site.near.command_line(&["purge"]).expect("run");
+    let purged = stage.site.near.command_line(&["reset"]).expect("run");
     assert!(
         purged.status.success(),
         "{}",

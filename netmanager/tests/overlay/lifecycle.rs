@@ -29,11 +29,11 @@ fn n65_a_node_that_is_given_up_leaves_its_host_as_it_was() {
     worker.deploy(&endpoint, &lone_instance(&host)).expect("attached");
     assert_ne!(view(&host, &endpoint), before);
 
-    let refused = worker.command_line(&["purge"]).expect("run");
+    let refused = worker.command_line(&["reset"]).expect("run");
     assert!(!refused.status.success(), "not while the daemon runs");
     worker.daemon().kill().expect("killed");
     for _ in 0..2 {
-        let output = worker.command_line(&["purge"]).expect("run");
+        let output = worker.command_line(&["reset"]).expect("run");
         assert!(
             output.status.success(),
             "{}",
@@ -270,6 +270,8 @@ fn the_command_line_shows_what_the_daemon_knows() {
         ("endpoints", "shop.test.client.test"),
         ("services", "10.30.55.55"),
         ("drops", "TUNNEL"),
+        ("flows", "10.30.55.55"),
+        ("nodes", "192.0.2."),
     ] {
         for format in ["table", "json"] {
             let output = overlay.near.command_line(&[verb, "-o", format]).expect("run");

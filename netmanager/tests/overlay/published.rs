@@ -416,7 +416,7 @@ fn published_ports_are_reserved_and_given_back() {
     worker.publish(&endpoint, &instance, "8082").expect("attached");
     assert_eq!(reserved(), "8080,8082,20000-20002");
     worker.daemon().kill().expect("killed");
-    let purged = worker.command_line(&["purge"]).expect("run");
+    let purged = worker.command_line(&["reset"]).expect("run");
     assert!(purged.status.success(), "{purged:?}");
     assert_eq!(reserved(), "8080,20000-20002");
     for key in ["accept_local", "route_localnet"] {

@@ -141,7 +141,7 @@ fn another_address_of_the_cluster_is_kept() {
 fn given_up(lab: &Lab, host: &Host) -> Worker {
     let mut worker = Worker::start(lab, host, program(), &lone_answers()).expect("a NetManager");
     worker.daemon().kill().expect("killed");
-    let output = worker.command_line(&["purge"]).expect("run");
+    let output = worker.command_line(&["reset"]).expect("run");
     assert!(output.status.success(), "{output:?}");
     worker.daemon().restart().expect("started");
     worker.wait_until_ready().expect("it takes requests");
