@@ -19,11 +19,13 @@
 //! | `LOCAL_ADDRESSES` | hash | 256 | is this address mine | user space refuses the next |
 //! | `PUBLISHED` | hash | 16,384 | which endpoint has published this port | the attach fails |
 //! | `UNKNOWN_PEERS` | array per CPU | 1 | how many strangers were let up this second | – |
+//! | `PROBES` | array | 65,536 | which probe of node *n* is under way in this slot | goes with `NODES` |
+//! | `PROBE_RATE` | array per CPU | 1 | how many probes were answered this second | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
 
 /// Version of the layout of everything in this file. It names the folder of the pins: a process never takes
 /// over maps of another layout. Raise it with every change to a size, an offset or a meaning.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Entries of each map, as in the table above.
 pub mod capacity {
@@ -35,6 +37,8 @@ pub mod capacity {
     pub const BACKENDS: u32 = 262_144;
     pub const LOCAL_ADDRESSES: u32 = 256;
     pub const PUBLISHED: u32 = 16_384;
+    /// [`crate::probe::SLOTS`] for each node.
+    pub const PROBES: u32 = NODES * crate::probe::SLOTS;
 }
 
 /// Index in `NODES` of this node itself.
@@ -246,7 +250,8 @@ pub struct Service {
     pub last_used: u32,
 }
 
-/// A generation of backends of a service, their number, and how one of them is chosen.
+/// A generation of backends of a service, their number, and how they were chosen. In the slots behind that number are
+/// those that take no new flows at the moment.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct BackendSet(pub u64);
@@ -278,6 +283,8 @@ impl BackendSet {
 pub mod policy {
     /// Each backend in turn.
     pub const ROUND_ROBIN: u8 = 0;
+    /// Each in turn of those backends that are the closest; the others stand in the slots behind them.
+    pub const CLOSEST: u8 = 1;
 }
 
 /// Key of `BACKENDS`.
@@ -349,6 +356,16 @@ pub struct RateWindow {
     pub passed: u32,
 }
 
+/// Value of `PROBES`: a probe that was sent. The index is that of the node times [`crate::probe::SLOTS`], plus the slot.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SentProbe {
+    /// Zero when none is under way.
+    pub nonce: u64,
+    /// When the answer arrived, in ns of the monotonic clock; zero while it has not.
+    pub received_at: u64,
+}
+
 /// Packets from unknown outer sources that each CPU lets up to NetManager in a window of 2^30 ns.
 pub const UNKNOWN_PEERS_PER_WINDOW: u32 = 64;
 
@@ -367,6 +384,8 @@ const _: () = {
     assert!(size_of::<Peer>() == 8);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<RateWindow>() == 8);
+    assert!(size_of::<SentProbe>() == 16);
+    assert!(capacity::PROBES == 65_536);
 };
 
 #[cfg(feature = "user")]
@@ -394,7 +413,8 @@ mod plain_data {
         TunnelKey,
         Peer,
         Counter,
-        RateWindow
+        RateWindow,
+        SentProbe
     );
 }
 

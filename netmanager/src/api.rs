@@ -31,6 +31,7 @@ pub fn router(manager: Arc<Manager>) -> Router {
         .route("/status", get(handlers::status))
         .route("/endpoints", get(handlers::endpoints))
         .route("/services", get(handlers::services))
+        .route("/nodes", get(handlers::nodes))
         .route("/drops", get(handlers::drops))
         .fallback(error::no_such_route)
         .method_not_allowed_fallback(error::no_such_method)

@@ -8,6 +8,7 @@
 //! - [`host`], [`endpoint`]: links, addresses, routes, settings and firewall of the node and of its containers.
 //! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it.
 //! - [`node`]: all of this at work; [`state`]: what survives the process.
+//! - [`probes`]: how far away other nodes are, and whether they are there.
 //! - [`driver`]: how Docker asks for the network of a container; [`manager`], [`api`], [`config`]: the daemon around
 //!   it all.
 
@@ -21,5 +22,6 @@ pub mod host;
 pub mod manager;
 pub mod node;
 pub mod parking;
+pub mod probes;
 pub mod resolver;
 pub mod state;

@@ -11,7 +11,9 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::maps::NODES;
 use super::parse::Transport;
-use super::{Outcome, balance, deliver, encap, flow, maps, outbound, packet, parse, published, translate};
+use super::{
+    Outcome, balance, deliver, encap, flow, maps, outbound, packet, parse, probe, published, translate,
+};
 
 /// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node, nor
 /// for a published port, nor addressed to the overlay passes unchanged.
@@ -32,6 +34,10 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
     }
     let inner_length = inner_length(ctx, &outer)?;
     let Some(peer) = maps::peer(outer.source) else {
+        // A probe has no inner source by which NetManager could find out who it is from.
+        if probe::is_probe(ctx, inner_length) {
+            return Err(DropReason::UnknownPeer);
+        }
         // NetManager owns the socket of the tunnel port: it may learn of a new peer this way.
         return if maps::may_hand_up_stranger() {
             Ok(Action::Stranger)
@@ -43,7 +49,13 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
     if peer.interface != packet::interface(ctx) {
         return Err(DropReason::WrongInterface);
     }
-    let inner = inner(ctx, inner_length)?;
+    let inner = match inner(ctx, inner_length) {
+        Ok(inner) => inner,
+        Err(DropReason::InnerVersion) if probe::is_probe(ctx, inner_length) => {
+            return probe::take(ctx, inner_length, peer.group);
+        }
+        Err(reason) => return Err(reason),
+    };
     let transport = parse::transport(
         ctx,
         INNER_OFFSET,

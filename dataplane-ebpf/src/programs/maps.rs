@@ -5,7 +5,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, RateWindow,
-    Service, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    SentProbe, Service, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -42,6 +42,10 @@ pub static PUBLISHED: HashMap<PublishedKey, Published> =
 #[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
+pub static PROBES: Array<SentProbe> = Array::with_max_entries(capacity::PROBES, 0);
+#[map]
+pub static PROBE_RATE: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(verdict::COUNTERS, 0);
 
 /// Index of `oak0`, set when the programs are loaded.
@@ -54,6 +58,10 @@ static TUNNEL_PORT: u16 = dataplane_ebpf::address::TUNNEL_PORT;
 /// The node's own namespace address, set when the programs are loaded.
 #[unsafe(no_mangle)]
 static HOST_ADDRESS: [u8; 4] = [0; 4];
+
+/// Probes that each CPU answers in a window of 2^30 ns, set when the programs are loaded.
+#[unsafe(no_mangle)]
+static PROBES_PER_WINDOW: u32 = dataplane_ebpf::probe::ANSWERED_PER_SECOND;
 
 #[inline(always)]
 pub fn oak0_interface() -> u32 {
@@ -151,16 +159,29 @@ pub fn is_any_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
 /// Whether another packet from an unknown outer source may be handed up in this window.
 #[inline(always)]
 pub fn may_hand_up_stranger() -> bool {
-    let Some(rate) = UNKNOWN_PEERS.get_ptr_mut(0) else {
-        return false;
-    };
+    UNKNOWN_PEERS
+        .get_ptr_mut(0)
+        .is_some_and(|rate| within(rate, UNKNOWN_PEERS_PER_WINDOW))
+}
+
+/// Whether another probe may be answered in this window.
+#[inline(always)]
+pub fn may_answer_probe() -> bool {
+    // SAFETY: as in `oak0_interface`.
+    let most = unsafe { core::ptr::read_volatile(&raw const PROBES_PER_WINDOW) };
+    PROBE_RATE.get_ptr_mut(0).is_some_and(|rate| within(rate, most))
+}
+
+/// Whether one more passes in this window, and counts it. `rate` is a checked value of this CPU.
+#[inline(always)]
+fn within(rate: *mut RateWindow, most: u32) -> bool {
     // SAFETY: a value of this CPU alone, and a program is not preempted by another on the same map's CPU.
     let rate = unsafe { &mut *rate };
     let window = coarse_time();
     if rate.window != window {
         *rate = RateWindow { window, passed: 0 };
     }
-    let allowed = rate.passed < UNKNOWN_PEERS_PER_WINDOW;
+    let allowed = rate.passed < most;
     if allowed {
         rate.passed += 1;
     }

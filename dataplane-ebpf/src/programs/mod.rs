@@ -5,7 +5,8 @@
 //! from_oak0      │                       └─ open ─ balance ─────┘             └─ encapsulate (elsewhere)
 //! from_host ─────┘                             └─ unknown: to oak0, where NetManager parks it
 //!
-//! from_uplink ─── outer ─┬ admit ─ inner ─ flow ─ translate ─ decapsulate ─ deliver
+//! from_uplink ─── outer ─┬ probe
+//!                        ├ admit ─ inner ─ flow ─ translate ─ decapsulate ─ deliver
 //! from_loopback ─────────┴ published ─ flow ─ translate ─ deliver, and back from from_endpoint
 //! ```
 
@@ -24,6 +25,7 @@ mod maps;
 mod outbound;
 mod packet;
 mod parse;
+mod probe;
 mod published;
 mod reset;
 mod translate;
@@ -91,8 +93,11 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | Action::Reset
             | Action::Publish
             | Action::PublishAnswer
-            | Action::AnswerGateway),
+            | Action::AnswerGateway
+            | Action::ProbeAnswered),
         ) => (action.row(), TC_ACT_REDIRECT),
+        // Taken in: there is nothing left to pass on.
+        Ok(action @ Action::ProbeReceived) => (action.row(), TC_ACT_SHOT),
         Err(
             reason @ (DropReason::VlanTagged
             | DropReason::Spoofed
@@ -125,7 +130,10 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | DropReason::InnerMalformed
             | DropReason::SourceNotOverlay
             | DropReason::SourceNotOnNode
-            | DropReason::DestinationNotLocal),
+            | DropReason::DestinationNotLocal
+            | DropReason::ProbeMalformed
+            | DropReason::ProbeUnexpected
+            | DropReason::ProbeRate),
         ) => (reason.row(), TC_ACT_SHOT),
     };
     maps::count(index(hook, row), u64::from(ctx.len()));

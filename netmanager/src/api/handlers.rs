@@ -13,7 +13,7 @@ use super::error::ApiError;
 use crate::dataplane::CounterRow;
 use crate::directory::ServiceView;
 use crate::manager::Manager;
-use crate::node::{Deploy, EndpointView, Place, Status};
+use crate::node::{Deploy, EndpointView, NodeView, Place, Status};
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 
@@ -89,6 +89,10 @@ pub async fn endpoints(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<E
 
 pub async fn services(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<ServiceView>>, ApiError> {
     Ok(Json(manager.node().await?.services()))
+}
+
+pub async fn nodes(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<NodeView>>, ApiError> {
+    Ok(Json(manager.node().await?.nodes().await?))
 }
 
 pub async fn drops(State(manager): State<Arc<Manager>>) -> Result<Json<Vec<CounterRow>>, ApiError> {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -40,6 +42,7 @@ fn missing_files_and_the_shipped_ones_mean_the_same() {
         mtu: 1450,
         debug: false,
         public_ip_networking: false,
+        probes: Settings::default(),
         mqtt_certificate: None,
         mqtt_key: None,
         mqtt_ca: None,
@@ -57,7 +60,9 @@ fn every_key_is_heard_and_unknown_ones_do_no_harm() {
     let network = r#"{
         "NodePublicAddress": "203.0.113.7", "NodePublicPort": "40000", "ClusterUrl": "cluster.example",
         "ClusterMqttPort": 10004, "DefaultInterface": "eth1", "Debug": true, "PublicIPNetworking": true,
-        "MqttCert": "/c.pem", "MqttKey": "/k.pem", "MqttCa": "/ca.pem", "Experimental": ["ebpf"]
+        "MqttCert": "/c.pem", "MqttKey": "/k.pem", "MqttCa": "/ca.pem", "Experimental": ["ebpf"],
+        "ProbeInterval": "500", "ProbeIntervalMetered": 60000, "MeteredInterfaces": "wwan0, ppp0",
+        "ProbeSilence": 3000, "ProbesPerSecond": 50, "ProbesAnsweredPerSecond": 100
     }"#;
     let tunnel = r#"{"TunnelPort": "50104", "mtuSize": "9000", "Comment": {"by": "a person"}}"#;
     let config = read(Some(network), Some(tunnel)).expect("all keys");
@@ -71,6 +76,14 @@ fn every_key_is_heard_and_unknown_ones_do_no_harm() {
         mtu: 9000,
         debug: true,
         public_ip_networking: true,
+        probes: Settings {
+            interval: Duration::from_millis(500),
+            metered_interval: Duration::from_secs(60),
+            metered_interfaces: vec!["wwan0".to_owned(), "ppp0".to_owned()],
+            silent_after: Duration::from_secs(3),
+            per_second: 50,
+            answered_per_second: 100,
+        },
         mqtt_certificate: Some("/c.pem".into()),
         mqtt_key: Some("/k.pem".into()),
         mqtt_ca: Some("/ca.pem".into()),
@@ -129,6 +142,14 @@ fn what_is_wrong_is_reported_with_file_key_and_value() {
         (
             r#"{"MqttKey": "/k.pem"}"#,
             "MqttCert = \"\": MqttKey needs its certificate",
+        ),
+        (
+            r#"{"ProbeInterval": 19}"#,
+            "ProbeInterval = 19: a number from 20 to 3600000 is needed",
+        ),
+        (
+            r#"{"ProbesPerSecond": "0"}"#,
+            r#"ProbesPerSecond = "0": a number from 1 to 100000 is needed"#,
         ),
         ("[]", "not a JSON object"),
         ("", "not a JSON object"),

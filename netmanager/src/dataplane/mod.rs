@@ -30,7 +30,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 16] = [
     "FLOWS",
     "INSTANCES",
     "INSTANCE_INDEX",
@@ -44,6 +44,8 @@ pub const MAPS: [&str; 14] = [
     "LOCAL_ADDRESSES",
     "PUBLISHED",
     "UNKNOWN_PEERS",
+    "PROBES",
+    "PROBE_RATE",
     "COUNTERS",
 ];
 
@@ -105,6 +107,8 @@ pub struct Globals {
     pub tunnel_port: u16,
     /// The node's own namespace address.
     pub host_address: std::net::Ipv4Addr,
+    /// Probes of other nodes that each CPU answers in a second.
+    pub probes_answered: u32,
 }
 
 /// The loaded programs and their attachments.
@@ -187,7 +191,8 @@ pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables)
         .btf(None)
         .override_global("OAK0_INTERFACE", &globals.oak0_interface, true)
         .override_global("TUNNEL_PORT", &globals.tunnel_port, true)
-        .override_global("HOST_ADDRESS", &host_address, true);
+        .override_global("HOST_ADDRESS", &host_address, true)
+        .override_global("PROBES_PER_WINDOW", &globals.probes_answered, true);
     for (name, path) in pins {
         loader.map_pin_path(name, path.as_path());
     }

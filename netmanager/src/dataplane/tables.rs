@@ -3,8 +3,8 @@
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, Service,
-    TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, SentProbe,
+    Service, TunnelKey,
 };
 
 use super::DataplaneError;
@@ -26,6 +26,7 @@ pub struct Tables {
     pub cursors: Array<MapData, u64>,
     pub local_addresses: HashMap<MapData, Address, u32>,
     pub published: HashMap<MapData, PublishedKey, Published>,
+    pub probes: Array<MapData, SentProbe>,
     pub counters: PerCpuArray<MapData, Counter>,
 }
 
@@ -45,6 +46,7 @@ impl Tables {
             cursors: take(programs, "CURSORS")?,
             local_addresses: take(programs, "LOCAL_ADDRESSES")?,
             published: take(programs, "PUBLISHED")?,
+            probes: take(programs, "PROBES")?,
             counters: take(programs, "COUNTERS")?,
         })
     }

@@ -6,13 +6,14 @@
 //! It holds no knowledge of its own beyond what the maps hold, so a new process reads it back from them.
 
 mod adopt;
+mod choice;
 mod indexes;
 mod instances;
 mod nodes;
 mod published;
 mod services;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use aya::maps::MapError;
@@ -20,9 +21,10 @@ use aya::maps::MapError;
 use crate::dataplane::{CounterRow, DataplaneError, Tables, read_counters};
 use indexes::Indexes;
 
+pub use choice::Policy;
 pub use instances::{LocalEndpoint, RemoteInstance};
-pub use nodes::{Ethernet, NodeKey, Path};
-pub use services::ServiceView;
+pub use nodes::{Ethernet, KnownPath, NodeKey, Path};
+pub use services::{InstanceView, ServiceView};
 
 /// How long a freed index of an instance is kept from reuse: this many others are handed out first.
 const INDEX_QUARANTINE: usize = 1_024;
@@ -42,7 +44,10 @@ struct KnownInstance {
 struct KnownService {
     id: u32,
     generation: u32,
-    /// Indexes of the instances, in the order of slots.
+    policy: Policy,
+    /// Indexes of the instances that may be chosen, in the order in which they were said.
+    candidates: Vec<u32>,
+    /// Those of them that are, in the order of slots.
     backends: Vec<u32>,
 }
 
@@ -51,6 +56,12 @@ struct KnownService {
 struct KnownNode {
     index: u32,
     group: u32,
+    /// Index of the interface towards it.
+    interface: u32,
+    /// Round trip in microseconds; zero while it is not known.
+    round_trip: u32,
+    /// It does not answer, and takes no new flows.
+    silent: bool,
 }
 
 /// The tables and what is in them.
@@ -64,6 +75,12 @@ pub struct Directory {
     nodes: HashMap<NodeKey, KnownNode>,
     /// Each node by its index.
     node_keys: HashMap<u32, NodeKey>,
+    /// Raised with every node that comes, goes, or is reached by another interface.
+    nodes_version: u64,
+    /// Indexes of the instances on each node, by its index.
+    instances_on: HashMap<u32, BTreeSet<u32>>,
+    /// Addresses of the services that each instance may be chosen for, by its index.
+    services_of: HashMap<u32, BTreeSet<Ipv4Addr>>,
     node_indexes: Indexes,
     group_indexes: Indexes,
     services: HashMap<Ipv4Addr, KnownService>,

@@ -4,6 +4,7 @@
 //!   containers ──/container/deploy, Docker──► attach ──► endpoint, directory, program
 //!   oak0 ──────────first packets────► upcalls ──► resolver ──► records ──► directory ──► packets back to oak0
 //!   cluster ───────peers, changes───► records
+//!   tunnel port ◄──probes──────────► probing ──► directory
 //!   kernel ────────links, routes────► upkeep ──► paths, uplinks, local addresses
 //! ```
 //!
@@ -16,6 +17,7 @@ mod docker;
 mod ledger;
 mod names;
 mod paths;
+mod probing;
 mod published;
 mod reconcile;
 mod records;
@@ -50,6 +52,7 @@ use crate::host::oak0::{self, Oak0, Oak0Options};
 use crate::host::ruleset::RulesetChanges;
 use crate::host::{Netlink, firewall};
 use crate::parking::Parking;
+use crate::probes::Probes;
 use crate::resolver::{MqttSettings, Resolver, Update};
 use crate::state::{Registration, State, Store};
 
@@ -60,6 +63,7 @@ use upkeep::Round;
 
 pub use attach::{AttachError, Deploy, Place};
 pub use docker::{DockerPlace, DockerWish};
+pub use probing::NodeView;
 pub use restore::purge;
 pub(crate) use restore::remove_from_kernel;
 pub use status::{EndpointView, Status};
@@ -108,6 +112,10 @@ pub struct Node {
     /// Interfaces whose offloads were set.
     tended: Mutex<BTreeSet<u32>>,
     connection: Mutex<(bool, String)>,
+    /// What the probes say of other nodes. Locked before the directory where both are.
+    probes: Mutex<Probes>,
+    /// Nodes have come or gone.
+    probes_due: Notify,
     /// Why first packets do not get here; `None` when they do.
     upcalls_broken: Mutex<Option<String>>,
     /// Something was learnt that the firewall and the paths should follow.
@@ -165,12 +173,14 @@ impl Node {
             mtu: u32::from(config.mtu),
         };
         let oak0 = Oak0::open(&netlink, &options).await.context("opening oak0")?;
-        let strangers = strangers::listen(config.listen_port)?;
+        let tunnel_socket = Arc::new(strangers::listen(config.listen_port)?);
+        let probe_settings = config.probes.clone();
 
         let globals = Globals {
             oak0_interface: oak0.index(),
             tunnel_port: config.listen_port,
             host_address,
+            probes_answered: config.probes.answered_per_second,
         };
         let pins = Pins::of(&registration.node_id);
         let (mut dataplane, tables) = Dataplane::open(pins, globals).context("loading the data plane")?;
@@ -225,6 +235,8 @@ impl Node {
             published: Mutex::default(),
             firewall_applied: Mutex::default(),
             tended: Mutex::default(),
+            probes: Mutex::new(Probes::new(probe_settings)),
+            probes_due: Notify::new(),
             connection: Mutex::new((false, "connecting".to_owned())),
             upcalls_broken: Mutex::default(),
             upkeep_due: Notify::new(),
@@ -250,7 +262,8 @@ impl Node {
         node.spawn(|node| node.serve_names());
         node.spawn(|node| node.serve_changes(changes));
         node.spawn(|node| node.serve_ruleset(ruleset));
-        node.spawn(|node| node.serve_strangers(strangers));
+        node.spawn(|node| node.serve_strangers(tunnel_socket.clone()));
+        node.spawn(|node| node.serve_probes(tunnel_socket));
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)
     }

@@ -147,7 +147,7 @@ impl Node {
 }
 
 /// The clock that the programs read.
-fn monotonic_nanoseconds() -> u64 {
+pub(super) fn monotonic_nanoseconds() -> u64 {
     // Every Linux has this clock; were it missing, no address would be valid, which is safe.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }

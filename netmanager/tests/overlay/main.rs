@@ -11,6 +11,7 @@ mod fixture;
 mod hostile;
 mod lifecycle;
 mod own_processes;
+mod probes;
 mod published;
 mod registration;
 mod restart;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane_ebpf::address::TUNNEL_PORT;
+use dataplane_ebpf::probe::ANSWERED_PER_SECOND;
 use dataplane_ebpf::tables::{Flow, FlowKey};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::{CounterRow, Globals, Program, Tables, load, read_counters};
@@ -47,6 +48,7 @@ impl Outcome {
             (Self::Did(Action::Pass | Action::Stranger), _)
             | (Self::Did(Action::DeliverHost), Program::FromOak0)
             | (Self::Did(Action::Park), Program::FromHost) => PASS,
+            (Self::Did(Action::ProbeReceived), _) => SHOT,
             (Self::Did(_), _) => REDIRECT,
             (Self::Dropped(_), _) => SHOT,
         }
@@ -129,6 +131,7 @@ impl Host {
                 Site::B | Site::C => HOST_B,
             }
             .into(),
+            probes_answered: ANSWERED_PER_SECOND,
         };
         let (programs, mut tables) = load(globals, pins).expect("the kernel takes the programs");
         topology::fill(&mut tables, site);

@@ -25,6 +25,7 @@ mod origin;
 mod outcomes;
 mod outsiders;
 mod ports;
+mod probe;
 mod published;
 mod random;
 mod same_node;

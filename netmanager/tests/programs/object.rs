@@ -37,14 +37,24 @@ fn u72_the_object_has_the_programs_the_maps_and_the_globals_that_netmanager_know
     assert_eq!(symbols(&object, "maps"), names(MAPS), "maps");
     assert_eq!(
         symbols(&object, ".rodata"),
-        names(["HOST_ADDRESS", "OAK0_INTERFACE", "TUNNEL_PORT"]),
+        names([
+            "HOST_ADDRESS",
+            "OAK0_INTERFACE",
+            "PROBES_PER_WINDOW",
+            "TUNNEL_PORT"
+        ]),
         "what is set when the programs are loaded"
     );
-    let sizes: Vec<u64> = ["OAK0_INTERFACE", "TUNNEL_PORT", "HOST_ADDRESS"]
-        .iter()
-        .map(|name| object.symbol_by_name(name).expect("a global").size())
-        .collect();
-    assert_eq!(sizes, [4, 2, 4]);
+    let sizes: Vec<u64> = [
+        "OAK0_INTERFACE",
+        "TUNNEL_PORT",
+        "HOST_ADDRESS",
+        "PROBES_PER_WINDOW",
+    ]
+    .iter()
+    .map(|name| object.symbol_by_name(name).expect("a global").size())
+    .collect();
+    assert_eq!(sizes, [4, 2, 4, 4]);
 }
 
 #[test]
