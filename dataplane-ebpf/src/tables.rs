@@ -6,7 +6,8 @@
 //!
 //! | map | kind | entries | answers | when full |
 //! |---|---|---|---|---|
-//! | `FLOWS` | LRU hash | 262,144 | where does this 5-tuple go | the least recently used go |
+//! | `FLOWS` | hash | 262,144 | where does this 5-tuple go: flows that both sides have spoken in | flows stay in `UNANSWERED` |
+//! | `UNANSWERED` | LRU hash | 65,536 | the same, for all others | the least recently used go |
 //! | `INSTANCES` | array | 65,536 | where is instance *i* | user space refuses the next |
 //! | `INSTANCE_INDEX` | hash | 65,536 | which *i* has this instance address | user space refuses the next |
 //! | `NODES` | array | 16,384 | how is node *n* reached | user space refuses the next |
@@ -22,6 +23,8 @@
 //! | `PROBES` | array | 65,536 | which probe of node *n* is under way in this slot | goes with `NODES` |
 //! | `PROBE_RATE` | array per CPU | 1 | how many probes were answered this second | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
+//! | `TRACE` | array per CPU | 1 | what the last walk did, where programs are loaded to say so | – |
+//! | `SERVICE_COUNTERS` | array per CPU | 16,384 | what goes to and comes from service *i* | the last row is shared |
 
 /// Version of the layout of everything in this file. It names the folder of the pins: a process never takes
 /// over maps of another layout. Raise it with every change to a size, an offset or a meaning.
@@ -30,6 +33,7 @@ pub const LAYOUT: u32 = 3;
 /// Entries of each map, as in the table above.
 pub mod capacity {
     pub const FLOWS: u32 = 262_144;
+    pub const UNANSWERED: u32 = 65_536;
     pub const INSTANCES: u32 = 65_536;
     pub const NODES: u32 = 16_384;
     pub const ENDPOINTS: u32 = 1_024;
@@ -39,6 +43,7 @@ pub mod capacity {
     pub const PUBLISHED: u32 = 16_384;
     /// [`crate::probe::SLOTS`] for each node.
     pub const PROBES: u32 = NODES * crate::probe::SLOTS;
+    pub const SERVICE_COUNTERS: u32 = 16_384;
 }
 
 /// Index in `NODES` of this node itself.
@@ -46,7 +51,7 @@ pub const THIS_NODE: u32 = 0;
 /// Index of the loopback interface, the same in every network namespace.
 pub const LOOPBACK: u32 = 1;
 
-/// Key of `FLOWS`. Forward entries run from a namespace address to a service or instance address, reverse
+/// Key of `FLOWS` and `UNANSWERED`. Forward entries run from a namespace address to a service or instance address, reverse
 /// entries from an instance address to a namespace address, so the two kinds never meet. Those of published ports
 /// run from any address to one of the node's own outside the overlay, and back from a namespace address to one that
 /// is neither a service nor an instance, so they meet neither.
@@ -78,7 +83,7 @@ impl FlowKey {
     }
 }
 
-/// Value of `FLOWS`: a decision. Place and path are looked up per packet.
+/// Value of `FLOWS` and `UNANSWERED`: a decision. Place and path are looked up per packet.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Flow {
@@ -99,23 +104,32 @@ pub struct Flow {
     pub other_port: [u8; 2],
     /// Published ports only: index of the interface at which the client's packets come in.
     pub interface: u32,
+    /// The service that the client chose: its index in `CURSORS` plus one; zero where it chose none.
+    pub service: u32,
     /// Bits of [`state`].
     pub state: u8,
-    pub zero: [u8; 7],
+    pub zero: [u8; 3],
 }
 
-/// Bits of [`Flow::state`].
+/// Bits of [`Flow::state`]. How a flow stands (all but [`REVERSE`](state::REVERSE)) is noted in its forward entry, from
+/// which user space tells how long it may rest; the reverse entry only knows that it was answered.
 pub mod state {
     /// This entry carries the answers of a flow.
     pub const REVERSE: u8 = 0x01;
     /// An answer was seen.
     pub const ANSWERED: u8 = 0x02;
+    /// The client has sent its FIN.
+    pub const FIN_FORWARD: u8 = 0x04;
+    /// The server has sent its FIN.
+    pub const FIN_REVERSE: u8 = 0x08;
+    /// One side has reset the connection.
+    pub const RESET: u8 = 0x10;
     /// One side has ended the connection: the next SYN may choose anew.
-    pub const CLOSING: u8 = 0x04;
+    pub const CLOSING: u8 = FIN_FORWARD | FIN_REVERSE | RESET;
     /// The flow goes to a published port.
-    pub const PUBLISHED: u8 = 0x08;
+    pub const PUBLISHED: u8 = 0x20;
     /// The client of the published port is the node itself.
-    pub const FROM_NODE: u8 = 0x10;
+    pub const FROM_NODE: u8 = 0x40;
 }
 
 /// Value of `INSTANCES`.
@@ -346,6 +360,47 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+/// Value of `SERVICE_COUNTERS`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ServiceCounter {
+    /// From clients on this node to the service.
+    pub sent: Counter,
+    /// From the service to clients on this node.
+    pub received: Counter,
+}
+
+/// Value of `TRACE`: what the last walk on this CPU did. Written only by programs that are loaded with `TRACE_WALKS` set,
+/// which is for tests: on the way a packet costs nothing but what it needs.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Trace {
+    /// Row in `COUNTERS`, of all hooks, plus one.
+    pub row: u32,
+    /// One of [`exit`].
+    pub exit: u32,
+    /// Index of the interface that the packet leaves by.
+    pub interface: u32,
+    /// Index in `NODES` of the node that it is tunnelled to.
+    pub node: u32,
+    /// Flows looked up, in either table.
+    pub look_ups: u32,
+}
+
+/// Values of [`Trace::exit`]: how a packet leaves the walk.
+pub mod exit {
+    /// By the verdict alone.
+    pub const NONE: u32 = 0;
+    /// Into the network namespace at the other end of an interface.
+    pub const PEER: u32 = 1;
+    /// Out of an interface.
+    pub const OUT: u32 = 2;
+    /// Out of an interface, by way of the kernel's neighbour table.
+    pub const NEIGHBOUR: u32 = 3;
+    /// Into an interface, as if it had received the packet.
+    pub const INGRESS: u32 = 4;
+}
+
 /// Value of `UNKNOWN_PEERS`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -383,9 +438,11 @@ const _: () = {
     assert!(size_of::<Published>() == 16);
     assert!(size_of::<Peer>() == 8);
     assert!(size_of::<Counter>() == 16);
+    assert!(size_of::<ServiceCounter>() == 32);
     assert!(size_of::<RateWindow>() == 8);
     assert!(size_of::<SentProbe>() == 16);
     assert!(capacity::PROBES == 65_536);
+    assert!(size_of::<Trace>() == 20);
 };
 
 #[cfg(feature = "user")]
@@ -413,8 +470,10 @@ mod plain_data {
         TunnelKey,
         Peer,
         Counter,
+        ServiceCounter,
         RateWindow,
-        SentProbe
+        SentProbe,
+        Trace
     );
 }
 
@@ -426,7 +485,7 @@ mod tests {
     #[test]
     fn u73_fields_fill_the_types() {
         assert_eq!(size_of::<FlowKey>(), 4 + 4 + 2 + 2 + 1 + 3);
-        assert_eq!(size_of::<Flow>(), 8 + 4 + 4 + 4 + 4 + 2 + 2 + 4 + 1 + 7);
+        assert_eq!(size_of::<Flow>(), 8 + 4 + 4 + 4 + 4 + 2 + 2 + 4 + 4 + 1 + 3);
         assert_eq!(size_of::<Instance>(), 8 + 8 + 4 + 4 + 4 + 4);
         assert_eq!(size_of::<Node>(), 8 + 14 + 2 + 4 + 4 + 4 + 4 + 2 + 2 + 4 + 4 + 4);
         assert_eq!(size_of::<Endpoint>(), 4 + 4 + 4 + 4 + 6 + 1 + 1);

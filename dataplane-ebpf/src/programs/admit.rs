@@ -69,7 +69,7 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
     }
     let key = parse::flow_key(&inner, &transport);
     deliver::refuse_tunnel_port(&receiver, &key)?;
-    let shown = admit(&key, &transport, peer.group)?;
+    let shown = admit(ctx, &key, &transport, peer.group)?;
     enter(ctx, &key, &shown, &receiver)
 }
 
@@ -124,11 +124,11 @@ fn inner(ctx: &TcContext, inner_length: usize) -> Result<Ipv4, DropReason> {
 /// Whether the inner source lives with this group of nodes, or is not known yet; and what the receiver is shown.
 /// A flow that is known names the instance, which saves its look-up.
 #[inline(always)]
-fn admit(key: &FlowKey, transport: &Transport, group: u32) -> Result<FlowKey, DropReason> {
+fn admit(ctx: &TcContext, key: &FlowKey, transport: &Transport, group: u32) -> Result<FlowKey, DropReason> {
     let mut shown = *key;
     if let Some((decision, instance)) = flow::answered(key, transport)? {
         lives_with(instance.place.node(), group)?;
-        outbound::show(&mut shown, transport, &decision);
+        outbound::show(ctx, &mut shown, transport, &decision);
         return Ok(shown);
     }
     match maps::instance_index(key.source).and_then(maps::instance) {

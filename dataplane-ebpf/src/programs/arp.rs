@@ -1,7 +1,6 @@
 //! ARP for the gateway (RFC 826), which no host has: whoever is attached before its first instruction has no permanent
 //! entry that says where the gateway is, and asks.
 
-use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::{GATEWAY, GATEWAY_MAC};
 use dataplane_ebpf::header::{
@@ -9,8 +8,7 @@ use dataplane_ebpf::header::{
 };
 use dataplane_ebpf::verdict::{Action, DropReason};
 
-use super::deliver::redirected;
-use super::{Outcome, packet};
+use super::{Outcome, packet, redirect};
 
 /// Whether the frame asks where the gateway is. Nothing else of ARP is answered here.
 #[inline(always)]
@@ -43,9 +41,6 @@ pub fn answer(ctx: &TcContext) -> Outcome {
         (*ethernet).destination = asker;
         (*ethernet).source = GATEWAY_MAC;
     }
-    // SAFETY: the helper takes integers only and checks the interface.
-    redirected(
-        unsafe { bpf_redirect(packet::interface(ctx), 0) },
-        Action::AnswerGateway,
-    )
+    redirect::out(packet::interface(ctx))?;
+    Ok(Action::AnswerGateway)
 }

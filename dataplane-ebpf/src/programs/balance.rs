@@ -13,24 +13,24 @@ pub fn service(address: [u8; 4]) -> Option<*mut Service> {
     SERVICES.get_ptr_mut(address)
 }
 
-/// Index of the next instance of `service`, which is the one at `address`.
+/// Index of the next instance of `service`, which is the one at `address`, and that of the service in `CURSORS`.
 ///
 /// Every new flow takes the next slot, so that k·n flows go to n backends exactly k times each while the set
 /// does not change. A set is exchanged by one store; a reader that holds the previous one and misses a slot of
 /// it reads the service once more.
 #[inline(always)]
-pub fn next(service: *mut Service, address: [u8; 4]) -> Result<u32, DropReason> {
+pub fn next(service: *mut Service, address: [u8; 4]) -> Result<(u32, u32), DropReason> {
     match slot(service) {
-        Some(instance) => Ok(instance),
+        Some(chosen) => Ok(chosen),
         None => match SERVICES.get_ptr_mut(address).and_then(slot) {
-            Some(instance) => Ok(instance),
+            Some(chosen) => Ok(chosen),
             None => Err(DropReason::NoBackend),
         },
     }
 }
 
 #[inline(always)]
-fn slot(service: *mut Service) -> Option<u32> {
+fn slot(service: *mut Service) -> Option<(u32, u32)> {
     // SAFETY: callers pass a pointer that the verifier has seen checked. `set` is one word, so its generation
     // and number belong together.
     let (set, id) = unsafe {
@@ -54,5 +54,6 @@ fn slot(service: *mut Service) -> Option<u32> {
         slot: (turn % backends) as u32,
     };
     // SAFETY: the value is copied at once.
-    unsafe { BACKENDS.get(key) }.copied()
+    let instance = unsafe { BACKENDS.get(key) }.copied()?;
+    Some((instance, id))
 }

@@ -1,13 +1,11 @@
 //! The last step on a node: into the endpoint.
 
-use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::header::{Ethernet, PROTOCOL_UDP};
 use dataplane_ebpf::tables::{Endpoint, FlowKey, delivery};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::{Outcome, maps, packet};
+use super::{Outcome, maps, packet, redirect};
 
 /// `PACKET_HOST` of the kernel: addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
@@ -18,24 +16,20 @@ pub fn to_endpoint(ctx: &TcContext, hook: Hook, endpoint: &Endpoint) -> Outcome 
     match (endpoint.delivery, hook) {
         (delivery::PEER, Hook::FromEndpoint | Hook::FromOak0 | Hook::FromUplink) => {
             as_received(ctx)?;
-            // SAFETY: the helper takes integers only and checks the interface.
-            redirected(
-                unsafe { bpf_redirect_peer(endpoint.interface, 0) },
-                Action::Deliver,
-            )
+            redirect::into_peer(endpoint.interface)?;
+            Ok(Action::Deliver)
         }
         // `bpf_redirect_peer` works on ingress only; what the node itself sends goes out of the interface.
         (delivery::PEER | delivery::REDIRECT, _) => {
             let ethernet = packet::at::<Ethernet>(ctx, 0).ok_or(DropReason::Short)?;
             // SAFETY: `at` has checked the bounds, and no helper runs before the last use.
             unsafe { (*ethernet).destination = endpoint.mac };
-            // SAFETY: the helper takes integers only and checks the interface.
-            redirected(unsafe { bpf_redirect(endpoint.interface, 0) }, Action::Deliver)
+            redirect::out(endpoint.interface)?;
+            Ok(Action::Deliver)
         }
         (delivery::HOST, _) => {
-            // SAFETY: as above.
-            let code = unsafe { bpf_redirect(endpoint.interface, u64::from(BPF_F_INGRESS)) };
-            redirected(code, Action::DeliverHost)
+            redirect::into_ingress(endpoint.interface)?;
+            Ok(Action::DeliverHost)
         }
         _ => Err(DropReason::EndpointGone),
     }
@@ -65,15 +59,5 @@ pub fn as_received(ctx: &TcContext) -> Result<(), DropReason> {
     match ctx.change_type(PACKET_HOST) {
         Ok(()) => Ok(()),
         Err(_) => Err(DropReason::KernelRefused),
-    }
-}
-
-/// The outcome of a redirecting helper: it returns `TC_ACT_REDIRECT`, or `TC_ACT_SHOT` when it refuses.
-#[inline(always)]
-pub fn redirected(code: i64, action: Action) -> Outcome {
-    if code == i64::from(aya_ebpf::bindings::TC_ACT_REDIRECT) {
-        Ok(action)
-    } else {
-        Err(DropReason::KernelRefused)
     }
 }

@@ -4,21 +4,21 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
     BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::encapsulation::{OVERHEAD, Outer, Tunnel, source_port};
 use dataplane_ebpf::header::{ETHERNET_LENGTH, IPV4_LENGTH};
 use dataplane_ebpf::tables::{FlowKey, Node, node_flags};
 use dataplane_ebpf::verdict::{Action, DropReason};
 
-use super::deliver::redirected;
 use super::maps::{self, NODES};
 use super::parse::Transport;
-use super::{Outcome, packet};
+use super::{Outcome, packet, redirect, trace};
 
 /// The path to the node with this index, unless it is vacant or known not to answer.
 #[inline(always)]
 pub fn path(node: u32) -> Result<&'static Node, DropReason> {
+    trace::tunnel(node);
     NODES
         .get(node)
         .filter(|node| node.interface != 0 && node.flags & node_flags::UNREACHABLE == 0)
@@ -86,13 +86,11 @@ pub fn send(
         let ethernet = packet::at::<[u8; ETHERNET_LENGTH]>(ctx, 0).ok_or(DropReason::KernelRefused)?;
         // SAFETY: as above.
         unsafe { *ethernet = node.ethernet };
-        // SAFETY: the helper takes integers only and checks the interface.
-        return redirected(unsafe { bpf_redirect(node.interface, 0) }, Action::Tunnel);
+        redirect::out(node.interface)?;
+        return Ok(Action::Tunnel);
     }
-    // SAFETY: no parameters: the kernel looks next hop and neighbour up for the outer destination, and queues
-    // the packet while it resolves.
-    let code = unsafe { bpf_redirect_neigh(node.interface, core::ptr::null_mut(), 0, 0) };
-    redirected(code, Action::Tunnel)
+    redirect::out_by_neighbour(node.interface)?;
+    Ok(Action::Tunnel)
 }
 
 /// Takes the outer headers off.

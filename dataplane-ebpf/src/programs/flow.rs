@@ -3,13 +3,21 @@
 //! A flow has two entries. The forward entry says where the client's packets go, the reverse entry what the
 //! client is shown as the source of the answers. The reverse entry is written first, so that no packet leaves
 //! whose answer could not be translated back.
+//!
+//! Both begin in `UNANSWERED`, where the least recently used make room, and move to `FLOWS` when both sides have
+//! spoken: a datagram that is answered, a TCP handshake that is complete. So a scan or a flood pushes out nobody's
+//! connection, and an established flow costs one look-up per packet and direction. `FLOWS` is looked at first, an entry
+//! is written there before it is taken out of `UNANSWERED`, and who enters a key in `UNANSWERED` looks afterwards whether
+//! `FLOWS` has it: so no key ever leads to two decisions.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
+use dataplane_ebpf::header::{PROTOCOL_ICMP, PROTOCOL_TCP, TCP_FIN, TCP_RST, TCP_SYN};
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, state};
 use dataplane_ebpf::verdict::DropReason;
 
-use super::maps::{self, FLOWS};
+use super::maps::{self, FLOWS, UNANSWERED};
 use super::parse::Transport;
+use super::trace;
 
 /// `EEXIST`, as map updates return it.
 const ALREADY_EXISTS: i32 = -17;
@@ -26,13 +34,16 @@ pub struct Decision {
     pub port: [u8; 2],
     pub other_port: [u8; 2],
     pub interface: u32,
+    pub service: u32,
     pub state: u8,
+    /// Whether the entry is in `FLOWS`.
+    pub is_settled: bool,
 }
 
 /// Looks a flow up and marks it as used, at most once in 2^30 ns.
 #[inline(always)]
 pub fn known(key: &FlowKey) -> Option<Decision> {
-    let flow = FLOWS.get_ptr_mut(key)?;
+    let (flow, is_settled) = find(key)?;
     let now = maps::coarse_time();
     // SAFETY: the verifier has seen the null check. The entry may be recycled by another CPU while it is read;
     // then this packet follows the decision of a flow that ended at this moment, and the next one does not.
@@ -40,17 +51,19 @@ pub fn known(key: &FlowKey) -> Option<Decision> {
         if (*flow).last_seen != now {
             (*flow).last_seen = now;
         }
-        Some(Decision {
-            instance: (*flow).instance,
-            incarnation: (*flow).incarnation,
-            shown: (*flow).shown,
-            address: (*flow).address,
-            port: (*flow).port,
-            other_port: (*flow).other_port,
-            interface: (*flow).interface,
-            state: (*flow).state,
-        })
+        Some(decision(&*flow, is_settled))
     }
+}
+
+/// The entry at `key`, and whether it is in `FLOWS`.
+#[inline(always)]
+fn find(key: &FlowKey) -> Option<(*mut Flow, bool)> {
+    trace::look_up();
+    if let Some(flow) = FLOWS.get_ptr_mut(key) {
+        return Some((flow, true));
+    }
+    trace::look_up();
+    UNANSWERED.get_ptr_mut(key).map(|flow| (flow, false))
 }
 
 /// The flow that `received` answers, and the instance that it comes from, unless it answers none. An instance that
@@ -74,12 +87,110 @@ pub fn answered(
     }
 }
 
+/// Notes what a packet of the client says about its flow.
+#[inline(always)]
+pub fn note_sent(forward: &FlowKey, tcp_flags: u8, decision: &Decision) {
+    if tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+        mark(forward, ending(tcp_flags, state::FIN_FORWARD));
+    }
+    let is_complete = decision.state & state::ANSWERED != 0 && tcp_flags & (TCP_SYN | TCP_RST) == 0;
+    if !decision.is_settled && is_complete && forward.protocol == PROTOCOL_TCP {
+        if let Some(instance) = maps::instance(decision.instance) {
+            settle(forward, &answers(forward, decision, instance));
+        }
+    }
+}
+
+/// Notes what an answer says about its flow.
+#[inline(always)]
+pub fn note_received(reverse: &FlowKey, tcp_flags: u8, decision: &Decision) {
+    if decision.is_settled && tcp_flags & (TCP_FIN | TCP_RST) == 0 {
+        return;
+    }
+    let forward = forward_key(reverse, decision);
+    if tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+        mark(&forward, ending(tcp_flags, state::FIN_REVERSE));
+    }
+    if decision.is_settled {
+        return;
+    }
+    // An answer to a SYN shows that somebody is there, not that the client wants a connection; a reset ends it. A ping
+    // is not worth a place.
+    let settles = match reverse.protocol {
+        PROTOCOL_TCP => tcp_flags & (TCP_SYN | TCP_RST) == 0,
+        PROTOCOL_ICMP => false,
+        _ => true,
+    };
+    if settles {
+        settle(&forward, reverse);
+    } else if decision.state & state::ANSWERED == 0 {
+        mark(&forward, state::ANSWERED);
+        mark(reverse, state::ANSWERED);
+    }
+}
+
+/// The bits that a segment with FIN or RST adds.
+#[inline(always)]
+fn ending(tcp_flags: u8, fin: u8) -> u8 {
+    if tcp_flags & TCP_RST != 0 {
+        state::RESET
+    } else {
+        fin
+    }
+}
+
 /// Adds bits to an entry's state. Rare: when a flow is answered first, and when it ends.
 #[inline(always)]
-pub fn mark(key: &FlowKey, bits: u8) {
-    if let Some(flow) = FLOWS.get_ptr_mut(key) {
-        // SAFETY: as in `known`. Two CPUs may write at once; both bits describe the end of the same flow.
+fn mark(key: &FlowKey, bits: u8) {
+    if let Some((flow, _)) = find(key) {
+        // SAFETY: as in `known`. Two CPUs may write at once, and one bit be lost: it describes the end of a flow of
+        // which the other is known, and the next packet brings it again.
         unsafe { (*flow).state |= bits };
+    }
+}
+
+/// Moves both entries from `UNANSWERED` to `FLOWS`. Where there is no room, or one of them was pushed out, the other
+/// stays where it is.
+#[inline(always)]
+fn settle(forward: &FlowKey, reverse: &FlowKey) {
+    if copy(reverse) {
+        if copy(forward) {
+            leave(forward);
+            leave(reverse);
+        } else {
+            take_out(reverse);
+        }
+    }
+}
+
+/// Enters a copy of an unanswered entry, as an answered one, in `FLOWS`; whether it is there then.
+#[inline(always)]
+fn copy(key: &FlowKey) -> bool {
+    let Some(entry) = UNANSWERED.get_ptr(key) else {
+        return false;
+    };
+    // SAFETY: as in `known`.
+    let mut entry = unsafe { *entry };
+    entry.state |= state::ANSWERED;
+    matches!(
+        FLOWS.insert(key, entry, BPF_NOEXIST.into()),
+        Ok(()) | Err(ALREADY_EXISTS)
+    )
+}
+
+/// Takes a key out of `UNANSWERED`, where it may not be.
+#[inline(always)]
+fn leave(key: &FlowKey) {
+    match UNANSWERED.remove(key) {
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// Takes a key out of `FLOWS`, where it may not be.
+#[inline(always)]
+fn take_out(key: &FlowKey) {
+    match FLOWS.remove(key) {
+        Ok(()) | Err(_) => {}
     }
 }
 
@@ -93,9 +204,8 @@ pub fn forget(forward: &FlowKey, reverse: &FlowKey) {
 /// Removes one entry. Another CPU, or the table itself, may have removed it already.
 #[inline(always)]
 pub fn remove(key: &FlowKey) {
-    match FLOWS.remove(key) {
-        Ok(()) | Err(_) => {}
-    }
+    take_out(key);
+    leave(key);
 }
 
 /// The key of the answers: from the instance's own address to the client's namespace address.
@@ -111,14 +221,35 @@ pub fn reverse_key(forward: &FlowKey, instance_address: [u8; 4], port: [u8; 2]) 
     }
 }
 
+/// The key of the answers to a flow that is known.
+#[inline(always)]
+pub fn answers(forward: &FlowKey, decision: &Decision, instance: &Instance) -> FlowKey {
+    if decision.state & state::PUBLISHED == 0 {
+        return reverse_key(forward, instance.address, decision.port);
+    }
+    FlowKey {
+        source: instance.place.address(),
+        destination: decision.address,
+        source_port: decision.other_port,
+        destination_port: decision.port,
+        protocol: forward.protocol,
+        zero: [0; 3],
+    }
+}
+
 /// The key of the client's packets, from that of the answers and what the reverse entry says.
 #[inline(always)]
 pub fn forward_key(reverse: &FlowKey, decision: &Decision) -> FlowKey {
+    let (source, destination_port) = if decision.state & state::PUBLISHED == 0 {
+        (reverse.destination, reverse.source_port)
+    } else {
+        (decision.address, decision.other_port)
+    };
     FlowKey {
-        source: reverse.destination,
+        source,
         destination: decision.shown,
         source_port: decision.port,
-        destination_port: reverse.source_port,
+        destination_port,
         protocol: reverse.protocol,
         zero: [0; 3],
     }
@@ -141,11 +272,13 @@ pub fn open(
     forward: &FlowKey,
     index: u32,
     instance: &Instance,
+    service: Option<u32>,
     may_change_port: bool,
 ) -> Result<Decision, DropReason> {
     let entry = Flow {
         incarnation: instance.incarnation,
         instance: index,
+        service: service.map_or(0, |service| service + 1),
         last_seen: maps::coarse_time(),
         shown: forward.destination,
         ..Flow::default()
@@ -172,7 +305,7 @@ pub fn enter(forward: &FlowKey, opening: &Opening, may_change_port: bool) -> Res
             destination_port: port,
             ..opening.answers
         };
-        match FLOWS.insert(reverse, opening.reverse, BPF_NOEXIST.into()) {
+        match insert(&reverse, &opening.reverse) {
             Ok(()) => break reverse,
             Err(ALREADY_EXISTS) if is_own(&reverse, &opening.reverse) => break reverse,
             // Removed, not overwritten: of two CPUs that find it, one enters its flow and the other tries again.
@@ -192,8 +325,8 @@ pub fn enter(forward: &FlowKey, opening: &Opening, may_change_port: bool) -> Res
         port,
         ..opening.forward
     };
-    match FLOWS.insert(forward, entry, BPF_NOEXIST.into()) {
-        Ok(()) => Ok(decision(&entry)),
+    match insert(forward, &entry) {
+        Ok(()) => Ok(decision(&entry, false)),
         Err(ALREADY_EXISTS) => {
             let winner = known(forward).ok_or(DropReason::FlowTableFull)?;
             if winner.instance != entry.instance || winner.port != port {
@@ -208,11 +341,22 @@ pub fn enter(forward: &FlowKey, opening: &Opening, may_change_port: bool) -> Res
     }
 }
 
+/// Enters a key that neither table has, in `UNANSWERED`.
+#[inline(always)]
+fn insert(key: &FlowKey, entry: &Flow) -> Result<(), i32> {
+    UNANSWERED.insert(key, entry, BPF_NOEXIST.into())?;
+    if FLOWS.get_ptr(key).is_some() {
+        leave(key);
+        return Err(ALREADY_EXISTS);
+    }
+    Ok(())
+}
+
 /// Whether the reverse entry at `key` belongs to the flow that is being opened: its forward entry was evicted,
 /// or another CPU is entering it right now.
 #[inline(always)]
 fn is_own(key: &FlowKey, entry: &Flow) -> bool {
-    FLOWS.get_ptr(key).is_some_and(|found| {
+    find(key).is_some_and(|(found, _)| {
         // SAFETY: the verifier has seen the null check; only compared, see `known`.
         let found = unsafe { &*found };
         found.shown == entry.shown
@@ -227,7 +371,7 @@ fn is_own(key: &FlowKey, entry: &Flow) -> bool {
 /// it, because the address that its key is made of went with the instance.
 #[inline(always)]
 fn has_ended(key: &FlowKey) -> bool {
-    FLOWS.get_ptr(key).is_some_and(|found| {
+    find(key).is_some_and(|(found, _)| {
         // SAFETY: as in `is_own`.
         let (index, incarnation) = unsafe { ((*found).instance, (*found).incarnation) };
         maps::instance(index).is_none_or(|instance| instance.incarnation != incarnation)
@@ -247,7 +391,7 @@ fn candidate(forward: &FlowKey, attempt: u32) -> [u8; 2] {
 }
 
 #[inline(always)]
-fn decision(flow: &Flow) -> Decision {
+fn decision(flow: &Flow, is_settled: bool) -> Decision {
     Decision {
         instance: flow.instance,
         incarnation: flow.incarnation,
@@ -256,6 +400,8 @@ fn decision(flow: &Flow) -> Decision {
         port: flow.port,
         other_port: flow.other_port,
         interface: flow.interface,
+        service: flow.service,
         state: flow.state,
+        is_settled,
     }
 }

@@ -5,12 +5,14 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, RateWindow,
-    SentProbe, Service, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    SentProbe, Service, ServiceCounter, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
 #[map]
-pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
+pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(capacity::FLOWS, BPF_F_NO_PREALLOC);
+#[map]
+pub static UNANSWERED: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(capacity::UNANSWERED, 0);
 #[map]
 pub static INSTANCES: Array<Instance> = Array::with_max_entries(capacity::INSTANCES, 0);
 #[map]
@@ -46,7 +48,12 @@ pub static PROBES: Array<SentProbe> = Array::with_max_entries(capacity::PROBES, 
 #[map]
 pub static PROBE_RATE: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
+pub static TRACE: PerCpuArray<Trace> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(verdict::COUNTERS, 0);
+#[map]
+pub static SERVICE_COUNTERS: PerCpuArray<ServiceCounter> =
+    PerCpuArray::with_max_entries(capacity::SERVICE_COUNTERS, 0);
 
 /// Index of `oak0`, set when the programs are loaded.
 #[unsafe(no_mangle)]
@@ -196,6 +203,33 @@ pub fn count(index: u32, bytes: u64) {
         unsafe {
             (*counter).packets += 1;
             (*counter).bytes += bytes;
+        }
+    }
+}
+
+/// Which way a packet of a service goes, as seen by the client.
+#[derive(Clone, Copy)]
+pub enum Direction {
+    Sent,
+    Received,
+}
+
+/// Adds one packet to the row of a flow's service; `service` as in [`Flow::service`].
+#[inline(always)]
+pub fn count_service(service: u32, direction: Direction, bytes: u64) {
+    if service == 0 {
+        return;
+    }
+    let row = (service - 1).min(capacity::SERVICE_COUNTERS - 1);
+    if let Some(counter) = SERVICE_COUNTERS.get_ptr_mut(row) {
+        // SAFETY: as in `count`.
+        unsafe {
+            let counter = match direction {
+                Direction::Sent => &mut (*counter).sent,
+                Direction::Received => &mut (*counter).received,
+            };
+            counter.packets += 1;
+            counter.bytes += bytes;
         }
     }
 }

@@ -27,7 +27,9 @@ mod packet;
 mod parse;
 mod probe;
 mod published;
+mod redirect;
 mod reset;
+mod trace;
 mod translate;
 
 /// What a walk ends in.
@@ -36,6 +38,7 @@ type Outcome = Result<Action, DropReason>;
 /// A frame that an endpoint sent: tc ingress of the host's end of its link.
 #[classifier]
 pub fn from_endpoint(mut ctx: TcContext) -> i32 {
+    trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromEndpoint);
     conclude(&ctx, Hook::FromEndpoint, outcome)
 }
@@ -43,6 +46,7 @@ pub fn from_endpoint(mut ctx: TcContext) -> i32 {
 /// A frame that NetManager wrote back, or one for the node itself: tc ingress of `oak0`.
 #[classifier]
 pub fn from_oak0(mut ctx: TcContext) -> i32 {
+    trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromOak0);
     conclude(&ctx, Hook::FromOak0, outcome)
 }
@@ -50,6 +54,7 @@ pub fn from_oak0(mut ctx: TcContext) -> i32 {
 /// A frame that the node itself sent: tc egress of `oak0`.
 #[classifier]
 pub fn from_host(mut ctx: TcContext) -> i32 {
+    trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromHost);
     conclude(&ctx, Hook::FromHost, outcome)
 }
@@ -57,6 +62,7 @@ pub fn from_host(mut ctx: TcContext) -> i32 {
 /// A frame from the wire: tc ingress of an uplink.
 #[classifier]
 pub fn from_uplink(mut ctx: TcContext) -> i32 {
+    trace::begin();
     let outcome = admit::walk(&mut ctx);
     conclude(&ctx, Hook::FromUplink, outcome)
 }
@@ -64,6 +70,7 @@ pub fn from_uplink(mut ctx: TcContext) -> i32 {
 /// A frame that the node itself sent to itself: tc egress of `lo`.
 #[classifier]
 pub fn from_loopback(ctx: TcContext) -> i32 {
+    trace::begin();
     let outcome = published::from_loopback(&ctx);
     conclude(&ctx, Hook::FromLoopback, outcome)
 }
@@ -137,6 +144,7 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
         ) => (reason.row(), TC_ACT_SHOT),
     };
     maps::count(index(hook, row), u64::from(ctx.len()));
+    trace::conclude(index(hook, row));
     verdict
 }
 

@@ -1,18 +1,17 @@
 //! The walk of a packet that an endpoint or the node itself sends.
 
-use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::{in_overlay, is_service_or_instance};
-use dataplane_ebpf::header::{
-    ETHERNET_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP, TCP_FIN, TCP_RST,
-};
+use dataplane_ebpf::header::{ETHERNET_LENGTH, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
 use dataplane_ebpf::tables::{Endpoint, FlowKey, Instance, THIS_NODE, delivery, endpoint_flags, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::deliver::redirected;
 use super::flow::Decision;
+use super::maps::Direction;
 use super::parse::Transport;
-use super::{Outcome, arp, balance, deliver, encap, flow, maps, packet, parse, published, reset, translate};
+use super::{
+    Outcome, arp, balance, deliver, encap, flow, maps, packet, parse, published, redirect, reset, translate,
+};
 
 /// The congestion bits of the type of service (RFC 3168).
 const ECN: u8 = 0x03;
@@ -80,8 +79,8 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
             Hook::FromOak0 => Err(DropReason::Unresolved),
             Hook::FromHost => Ok(Action::Park),
             Hook::FromEndpoint | Hook::FromUplink | Hook::FromLoopback => {
-                // SAFETY: the helper takes integers only and checks the interface.
-                redirected(unsafe { bpf_redirect(maps::oak0_interface(), 0) }, Action::Park)
+                redirect::out(maps::oak0_interface())?;
+                Ok(Action::Park)
             }
         },
         Destination::Refused if ip.protocol == PROTOCOL_TCP => reset::answer(ctx, &ip, &endpoint),
@@ -149,9 +148,7 @@ fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, Drop
         let restarts = transport.begins && transport.tcp_flags != 0 && decision.state & state::CLOSING != 0;
         match maps::instance(decision.instance) {
             Some(instance) if instance.incarnation == decision.incarnation && !restarts => {
-                if transport.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
-                    flow::mark(key, state::CLOSING);
-                }
+                flow::note_sent(key, transport.tcp_flags, &decision);
                 return Ok(Destination::Instance(decision, *instance));
             }
             // The flow ended with its instance, or the client begins anew with the ports of an ended one.
@@ -166,19 +163,28 @@ fn destination(key: &FlowKey, transport: &Transport) -> Result<Destination, Drop
         // What goes on with a flow that has ended is told so, rather than left waiting.
         return Ok(Destination::Refused);
     }
-    let (index, to_service) = match balance::service(key.destination) {
+    let (index, service) = match balance::service(key.destination) {
         // Takes no turn: a stray segment between two connections would otherwise send both to one instance.
         Some(_) if !transport.begins => return Ok(Destination::Refused),
-        Some(service) => (balance::next(service, key.destination)?, true),
+        Some(service) => {
+            let (index, service) = balance::next(service, key.destination)?;
+            (index, Some(service))
+        }
         None => match maps::instance_index(key.destination) {
-            Some(index) => (index, false),
+            Some(index) => (index, None),
             None => return Ok(Destination::Unknown),
         },
     };
     let Some(instance) = maps::instance(index) else {
         return Err(DropReason::NoBackend);
     };
-    let decision = flow::open(key, index, instance, to_service || transport.begins)?;
+    let decision = flow::open(
+        key,
+        index,
+        instance,
+        service,
+        service.is_some() || transport.begins,
+    )?;
     if decision.instance == index {
         return Ok(Destination::Instance(decision, *instance));
     }
@@ -205,6 +211,7 @@ fn forward(
     instance: &Instance,
 ) -> Outcome {
     let place = instance.place;
+    maps::count_service(decision.service, Direction::Sent, u64::from(ctx.len()));
     let mut sent = FlowKey {
         source: endpoint.instance_address,
         destination: place.address(),
@@ -217,7 +224,7 @@ fn forward(
         let receiver = maps::endpoint(sent.destination).ok_or(DropReason::EndpointGone)?;
         deliver::refuse_tunnel_port(&receiver, &sent)?;
         if let Some((decision, _)) = flow::answered(&sent, transport)? {
-            show(&mut sent, transport, &decision);
+            show(ctx, &mut sent, transport, &decision);
         }
         translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
         return deliver::to_endpoint(ctx, hook, &receiver);
@@ -234,13 +241,9 @@ fn forward(
 /// Applies a reverse entry, so that an answer comes from where the receiver sent to, and notes in the flow what
 /// the answer says about it.
 #[inline(always)]
-pub fn show(received: &mut FlowKey, transport: &Transport, decision: &Decision) {
-    if decision.state & state::ANSWERED == 0 {
-        flow::mark(received, state::ANSWERED);
-    }
-    if transport.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
-        flow::mark(&flow::forward_key(received, decision), state::CLOSING);
-    }
+pub fn show(ctx: &TcContext, received: &mut FlowKey, transport: &Transport, decision: &Decision) {
+    flow::note_received(received, transport.tcp_flags, decision);
+    maps::count_service(decision.service, Direction::Received, u64::from(ctx.len()));
     received.source = decision.shown;
     received.destination_port = decision.port;
 }

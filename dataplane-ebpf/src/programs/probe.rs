@@ -1,15 +1,14 @@
 //! Probes of other nodes, and the answers to this node's own (`dataplane_ebpf::probe`).
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_redirect};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::encapsulation::INNER_OFFSET;
 use dataplane_ebpf::header::{ETHERNET_LENGTH, Ethernet};
 use dataplane_ebpf::probe::{Datagram, Kind, LENGTH, MARKER, SLOTS};
 use dataplane_ebpf::verdict::{Action, DropReason};
 
-use super::deliver::redirected;
 use super::maps::{self, NODES, PROBES};
-use super::{Outcome, packet};
+use super::{Outcome, packet, redirect};
 
 /// Whether the payload of the tunnel datagram is a probe rather than a packet.
 #[inline(always)]
@@ -45,11 +44,8 @@ fn turn_around(ctx: &TcContext, datagram: &Datagram) -> Outcome {
     unsafe {
         core::mem::swap(&mut (*ethernet).destination, &mut (*ethernet).source);
     }
-    // SAFETY: the helper takes integers only and checks the interface.
-    redirected(
-        unsafe { bpf_redirect(packet::interface(ctx), 0) },
-        Action::ProbeAnswered,
-    )
+    redirect::out(packet::interface(ctx))?;
+    Ok(Action::ProbeAnswered)
 }
 
 /// Notes when the answer to a probe that is under way to one of these nodes arrived, once.

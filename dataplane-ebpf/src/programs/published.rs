@@ -12,18 +12,15 @@
 //! published port passes unchanged: it may be an answer to a connection that the node, or somebody it masquerades,
 //! has made from that port.
 
-use aya_ebpf::bindings::BPF_F_INGRESS;
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::in_overlay;
 use dataplane_ebpf::header::{ETHERNET_LENGTH, Ethernet, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, LOOPBACK, Published, THIS_NODE, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
-use super::deliver::redirected;
 use super::flow::{Decision, Opening};
 use super::parse::Transport;
-use super::{Outcome, deliver, flow, maps, packet, parse, translate};
+use super::{Outcome, deliver, flow, maps, packet, parse, redirect, translate};
 
 /// The address by which the node's own processes reach the node, besides those of its interfaces.
 const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
@@ -53,8 +50,11 @@ pub fn enter(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, D
         return Ok(None);
     };
     let key = parse::flow_key(ip, &transport);
-    let (decision, instance) = match known(hook, &key) {
-        Some(known) => known,
+    let (decision, instance) = match known(hook, &key, &transport) {
+        Some(known) => {
+            flow::note_sent(&key, transport.tcp_flags, &known.0);
+            known
+        }
         None if transport.begins => match begin(ctx, hook, &key, &published)? {
             Some(begun) => begun,
             None => return Ok(None),
@@ -94,9 +94,7 @@ pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, 
         flow::remove(&key);
         return Ok(None);
     }
-    if decision.state & state::ANSWERED == 0 {
-        flow::mark(&key, state::ANSWERED);
-    }
+    flow::note_received(&key, transport.tcp_flags, &decision);
     let sent = FlowKey {
         source: decision.shown,
         destination: decision.address,
@@ -116,9 +114,7 @@ pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, 
         let client = maps::endpoint(sent.destination).ok_or(DropReason::EndpointGone)?;
         deliver::to_endpoint(ctx, hook, &client)?;
     } else {
-        // SAFETY: no parameters: the kernel looks next hop and neighbour up, and queues the packet while it resolves.
-        let code = unsafe { bpf_redirect_neigh(decision.interface, core::ptr::null_mut(), 0, 0) };
-        redirected(code, Action::PublishAnswer)?;
+        redirect::out_by_neighbour(decision.interface)?;
     }
     Ok(Some(Action::PublishAnswer))
 }
@@ -170,18 +166,23 @@ fn current(decision: &Decision) -> Option<&'static Instance> {
 
 /// The flow of the packet, if there is one and it goes on.
 #[inline(always)]
-fn known(hook: Hook, key: &FlowKey) -> Option<(Decision, &'static Instance)> {
+fn known(hook: Hook, key: &FlowKey, transport: &Transport) -> Option<(Decision, &'static Instance)> {
     let decision = flow::known(key)?;
     // A wire does not speak in the name of the node itself.
     let from_node = decision.state & state::FROM_NODE != 0;
     if decision.state & state::PUBLISHED == 0 || from_node != matches!(hook, Hook::FromLoopback) {
         return None;
     }
-    let instance = current(&decision);
-    if instance.is_none() {
+    let Some(instance) = current(&decision) else {
         flow::remove(key);
+        return None;
+    };
+    // With the ports of an ended connection: what is known of that one's end is not to be held against this one.
+    if transport.begins && transport.tcp_flags != 0 && decision.state & state::CLOSING != 0 {
+        flow::forget(key, &flow::answers(key, &decision, instance));
+        return None;
     }
-    instance.map(|instance| (decision, instance))
+    Some((decision, instance))
 }
 
 /// Begins a flow to the endpoint that has published the port; `None` when it is gone.
@@ -258,8 +259,5 @@ fn to_node(ctx: &TcContext) -> Result<(), DropReason> {
         (*ethernet).destination = [0; 6];
         (*ethernet).source = [0; 6];
     }
-    // SAFETY: the helper takes integers only and checks the interface.
-    let code = unsafe { bpf_redirect(LOOPBACK, u64::from(BPF_F_INGRESS)) };
-    redirected(code, Action::PublishAnswer)?;
-    Ok(())
+    redirect::into_ingress(LOOPBACK)
 }

@@ -1,7 +1,7 @@
 //! A TCP reset for a segment that belongs to no flow (RFC 9293, section 3.10.7.1): the client learns at once
 //! that its connection is over.
 
-use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::bpf_skb_change_tail;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::checksum::{fold, sum_words};
 use dataplane_ebpf::header::{
@@ -11,8 +11,7 @@ use dataplane_ebpf::header::{
 use dataplane_ebpf::tables::{Endpoint, delivery};
 use dataplane_ebpf::verdict::{Action, DropReason};
 
-use super::deliver::redirected;
-use super::{Outcome, packet, parse};
+use super::{Outcome, packet, parse, redirect};
 
 /// Bytes of the frame that carries the reset.
 const FRAME: usize = ETHERNET_LENGTH + IPV4_LENGTH + TCP_LENGTH;
@@ -91,14 +90,10 @@ pub fn answer(ctx: &TcContext, ip: &Ipv4, endpoint: &Endpoint) -> Outcome {
         };
     }
 
-    let flags = if endpoint.delivery == delivery::HOST {
-        aya_ebpf::bindings::BPF_F_INGRESS
+    if endpoint.delivery == delivery::HOST {
+        redirect::into_ingress(endpoint.interface)?;
     } else {
-        0
-    };
-    // SAFETY: the helper takes integers only and checks the interface.
-    redirected(
-        unsafe { bpf_redirect(endpoint.interface, u64::from(flags)) },
-        Action::Reset,
-    )
+        redirect::out(endpoint.interface)?;
+    }
+    Ok(Action::Reset)
 }

@@ -30,8 +30,9 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 16] = [
+pub const MAPS: [&str; 19] = [
     "FLOWS",
+    "UNANSWERED",
     "INSTANCES",
     "INSTANCE_INDEX",
     "NODES",
@@ -47,6 +48,8 @@ pub const MAPS: [&str; 16] = [
     "PROBES",
     "PROBE_RATE",
     "COUNTERS",
+    "SERVICE_COUNTERS",
+    "TRACE",
 ];
 
 /// Why the data plane could not be put in place.
@@ -109,6 +112,8 @@ pub struct Globals {
     pub host_address: std::net::Ipv4Addr,
     /// Probes of other nodes that each CPU answers in a second.
     pub probes_answered: u32,
+    /// Whether walks note in `TRACE` what they did. For tests.
+    pub trace_walks: bool,
 }
 
 /// The loaded programs and their attachments.
@@ -185,6 +190,7 @@ pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables)
         return Err(DataplaneError::NoObject);
     }
     let host_address = globals.host_address.octets();
+    let trace_walks = u32::from(globals.trace_walks);
     let mut loader = EbpfLoader::new();
     // Nothing in the programs depends on the kernel's own types, and reading those takes tens of milliseconds.
     loader
@@ -192,7 +198,8 @@ pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables)
         .override_global("OAK0_INTERFACE", &globals.oak0_interface, true)
         .override_global("TUNNEL_PORT", &globals.tunnel_port, true)
         .override_global("HOST_ADDRESS", &host_address, true)
-        .override_global("PROBES_PER_WINDOW", &globals.probes_answered, true);
+        .override_global("PROBES_PER_WINDOW", &globals.probes_answered, true)
+        .override_global("TRACE_WALKS", &trace_walks, true);
     for (name, path) in pins {
         loader.map_pin_path(name, path.as_path());
     }

@@ -7,7 +7,7 @@ use std::{fs, io};
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, Published, PublishedKey,
-    RateWindow, Service, TunnelKey,
+    RateWindow, SentProbe, Service, ServiceCounter, Trace, TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program};
@@ -161,7 +161,7 @@ fn sizes(name: &str) -> (usize, usize) {
     const INDEX: usize = size_of::<u32>();
     const ADDRESS: usize = size_of::<[u8; 4]>();
     match name {
-        "FLOWS" => (size_of::<FlowKey>(), size_of::<Flow>()),
+        "FLOWS" | "UNANSWERED" => (size_of::<FlowKey>(), size_of::<Flow>()),
         "INSTANCES" => (INDEX, size_of::<Instance>()),
         "NODES" => (INDEX, size_of::<Node>()),
         "TUNNELS" => (size_of::<TunnelKey>(), INDEX),
@@ -171,8 +171,11 @@ fn sizes(name: &str) -> (usize, usize) {
         "SERVICES" => (ADDRESS, size_of::<Service>()),
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),
-        "UNKNOWN_PEERS" => (INDEX, size_of::<RateWindow>()),
+        "PROBES" => (INDEX, size_of::<SentProbe>()),
+        "UNKNOWN_PEERS" | "PROBE_RATE" => (INDEX, size_of::<RateWindow>()),
+        "TRACE" => (INDEX, size_of::<Trace>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),
+        "SERVICE_COUNTERS" => (INDEX, size_of::<ServiceCounter>()),
         // INSTANCE_INDEX, LOCAL_ADDRESSES: an address to an index or a mark.
         _ => (ADDRESS, INDEX),
     }

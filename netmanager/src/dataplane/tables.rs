@@ -4,7 +4,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, SentProbe,
-    Service, TunnelKey,
+    Service, ServiceCounter, Trace, TunnelKey,
 };
 
 use super::DataplaneError;
@@ -14,7 +14,10 @@ pub type Address = [u8; 4];
 
 /// Handles to the maps of the data plane. Dropping them closes the handles; pinned maps stay.
 pub struct Tables {
+    /// Flows that both sides have spoken in.
     pub flows: HashMap<MapData, FlowKey, Flow>,
+    /// All others.
+    pub unanswered: HashMap<MapData, FlowKey, Flow>,
     pub instances: Array<MapData, Instance>,
     pub instance_index: HashMap<MapData, Address, u32>,
     pub nodes: Array<MapData, Node>,
@@ -28,6 +31,8 @@ pub struct Tables {
     pub published: HashMap<MapData, PublishedKey, Published>,
     pub probes: Array<MapData, SentProbe>,
     pub counters: PerCpuArray<MapData, Counter>,
+    pub service_counters: PerCpuArray<MapData, ServiceCounter>,
+    pub trace: PerCpuArray<MapData, Trace>,
 }
 
 impl Tables {
@@ -35,6 +40,7 @@ impl Tables {
     pub(super) fn take(programs: &mut Ebpf) -> Result<Self, DataplaneError> {
         Ok(Self {
             flows: take(programs, "FLOWS")?,
+            unanswered: take(programs, "UNANSWERED")?,
             instances: take(programs, "INSTANCES")?,
             instance_index: take(programs, "INSTANCE_INDEX")?,
             nodes: take(programs, "NODES")?,
@@ -48,6 +54,8 @@ impl Tables {
             published: take(programs, "PUBLISHED")?,
             probes: take(programs, "PROBES")?,
             counters: take(programs, "COUNTERS")?,
+            service_counters: take(programs, "SERVICE_COUNTERS")?,
+            trace: take(programs, "TRACE")?,
         })
     }
 }

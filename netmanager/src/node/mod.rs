@@ -181,6 +181,7 @@ impl Node {
             tunnel_port: config.listen_port,
             host_address,
             probes_answered: config.probes.answered_per_second,
+            trace_walks: false,
         };
         let pins = Pins::of(&registration.node_id);
         let (mut dataplane, tables) = Dataplane::open(pins, globals).context("loading the data plane")?;

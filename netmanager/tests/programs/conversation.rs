@@ -11,8 +11,8 @@ use proptest::test_runner::{Config, TestRunner};
 use crate::frame::{ACK, Address, FIN, PSH, Packet, SYN, Transport, hex};
 use crate::host::{Host, REDIRECT};
 use crate::topology::{
-    A, A_SHOWN, A_TO_B, B_TO_A, HOST, HOST_B, HOST_B_SHOWN, HOST_SHOWN, S, S_SHOWN, SINGLE, Site,
-    incarnation_of, index_of,
+    A, A_SHOWN, A_TO_B, B_TO_A, HOST, HOST_B, HOST_B_SHOWN, HOST_SHOWN, ROW_OF_SINGLE, S, S_SHOWN, SINGLE,
+    Site, incarnation_of, index_of,
 };
 
 /// A client on site A and a server on site B.
@@ -189,13 +189,17 @@ fn p12_a_flow_is_one_entry_each_way_on_each_node() {
         state,
         ..Flow::default()
     };
+    let to_service = |state| Flow {
+        service: ROW_OF_SINGLE,
+        ..flow(S, SINGLE, 5000, state)
+    };
     assert_eq!(
         node_a.flows(),
         HashMap::from([
-            (key(A, 5000, SINGLE, 80), flow(S, SINGLE, 5000, 0)),
+            (key(A, 5000, SINGLE, 80), to_service(state::ANSWERED)),
             (
                 key(S_SHOWN, 80, A, 5000),
-                flow(S, SINGLE, 5000, state::REVERSE | state::ANSWERED)
+                to_service(state::REVERSE | state::ANSWERED)
             ),
         ])
     );

@@ -11,9 +11,11 @@ use dataplane_ebpf::tables::{Flow, FlowKey, state};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::{OBJECT, Pins, Program};
 
-use crate::frame::{ACK, PSH, Packet, Transport};
+use crate::frame::{ACK, PSH, Packet, SYN, Transport};
 use crate::host::{Context, Host, Outcome, REDIRECT, assert_outcome, coarse_time, run};
-use crate::topology::{A, A_SHOWN, A_TO_B, B_TO_A, S, S_SHOWN, SINGLE, Site, incarnation_of, index_of};
+use crate::topology::{
+    A, A_SHOWN, A_TO_B, B_TO_A, ROW_OF_SINGLE, S, S_SHOWN, SINGLE, Site, incarnation_of, index_of,
+};
 
 /// A node whose table of flows is the map that `pin` pins at the path it is given, for the time of loading.
 fn with_pinned_flows(pin: impl FnOnce(&Path)) -> Host {
@@ -21,10 +23,10 @@ fn with_pinned_flows(pin: impl FnOnce(&Path)) -> Host {
     // What a test that failed has left is removed all the same.
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = PinFolder(Pins::of(&format!("oakt-{}-flows", std::process::id())));
-    let path = folder.0.map("FLOWS");
+    let path = folder.0.map("UNANSWERED");
     fs::create_dir_all(path.parent().expect("a folder")).expect("a BPF file system");
     pin(&path);
-    Host::with_pins(Site::A, &[("FLOWS", path)])
+    Host::with_pins(Site::A, &[("UNANSWERED", path)])
 }
 
 /// The same, for a map that is there already.
@@ -49,7 +51,7 @@ fn hash(entries: u32) -> aya::maps::HashMap<MapData, FlowKey, Flow> {
     aya::maps::HashMap::create(entries, 0).expect("the kernel makes the map")
 }
 
-fn key(source: [u8; 4], source_port: u16, destination: [u8; 4], destination_port: u16) -> FlowKey {
+pub fn key(source: [u8; 4], source_port: u16, destination: [u8; 4], destination_port: u16) -> FlowKey {
     FlowKey {
         source,
         destination,
@@ -140,6 +142,7 @@ fn p22_a_full_table_keeps_the_flows_it_has() {
         incarnation: incarnation_of(S),
         instance: index_of(S),
         shown: SINGLE,
+        service: ROW_OF_SINGLE,
         port: 5000u16.to_be_bytes(),
         ..Flow::default()
     };
@@ -169,7 +172,7 @@ fn p22_packets_keep_both_entries_of_their_flow_and_the_service_young() {
     );
 
     let answer = Packet {
-        flags: ACK,
+        flags: SYN | ACK,
         source: S_SHOWN,
         source_port: 80,
         destination: A,
@@ -184,15 +187,15 @@ fn p22_packets_keep_both_entries_of_their_flow_and_the_service_young() {
             B_TO_A.carrying(&answer),
         ),
     ] {
-        let young = node.tables.flows.get(&key, 0).expect("an entry of the flow");
+        let young = node.tables.unanswered.get(&key, 0).expect("an entry of the flow");
         let old = Flow {
             last_seen: young.last_seen - 10,
             ..young
         };
-        node.tables.flows.insert(key, old, 0).expect("room in FLOWS");
+        node.tables.unanswered.insert(key, old, 0).expect("room");
         let before = coarse_time();
         node.run(program, &frame);
-        let seen = node.tables.flows.get(&key, 0).expect("an entry of the flow");
+        let seen = node.tables.unanswered.get(&key, 0).expect("an entry of the flow");
         assert!(
             (before..=coarse_time()).contains(&seen.last_seen),
             "{program:?}: {seen:?}"
@@ -207,8 +210,8 @@ fn p22_when_the_oldest_flows_give_way_every_new_one_still_opens() {
     let node = with_pinned_flows(|path| {
         // The object's own table, only smaller.
         EbpfLoader::new()
-            .map_max_entries("FLOWS", ENTRIES)
-            .map_pin_path("FLOWS", path)
+            .map_max_entries("UNANSWERED", ENTRIES)
+            .map_pin_path("UNANSWERED", path)
             .load(OBJECT)
             .expect("the kernel makes the maps");
     });
@@ -268,7 +271,7 @@ fn p22_a_flow_of_which_one_entry_gave_way_is_made_whole_by_a_new_beginning() {
     );
     let whole = node.flows();
     node.tables
-        .flows
+        .unanswered
         .remove(&key(A, 5000, SINGLE, 80))
         .expect("the forward entry is there");
     node.expect(

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use aya::maps::PerCpuValues;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane_ebpf::address::TUNNEL_PORT;
 use dataplane_ebpf::probe::ANSWERED_PER_SECOND;
-use dataplane_ebpf::tables::{Flow, FlowKey};
+use dataplane_ebpf::tables::{Flow, FlowKey, Trace};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::{CounterRow, Globals, Program, Tables, load, read_counters};
 use nix::time::{ClockId, clock_gettime};
@@ -121,8 +122,17 @@ impl Host {
         Self::with_pins(site, &[])
     }
 
+    /// The same, whose programs note what each walk did.
+    pub fn traced(site: Site) -> Self {
+        Self::load(site, &[], true)
+    }
+
     /// The same, with the maps that are pinned at these paths.
     pub fn with_pins(site: Site, pins: &[(&str, PathBuf)]) -> Self {
+        Self::load(site, pins, false)
+    }
+
+    fn load(site: Site, pins: &[(&str, PathBuf)], trace_walks: bool) -> Self {
         let globals = Globals {
             oak0_interface: INTERFACE,
             tunnel_port: TUNNEL_PORT,
@@ -132,6 +142,7 @@ impl Host {
             }
             .into(),
             probes_answered: ANSWERED_PER_SECOND,
+            trace_walks,
         };
         let (programs, mut tables) = load(globals, pins).expect("the kernel takes the programs");
         topology::fill(&mut tables, site);
@@ -193,23 +204,43 @@ impl Host {
         assert_outcome(case, program, &ran, Outcome::Dropped(reason));
     }
 
-    /// All flows. When they were seen last is checked to be no later than now, and left out.
+    /// Runs `program` on `frame`; what the walk noted. Nothing else may run on this node meanwhile.
+    #[track_caller]
+    pub fn trace(&mut self, program: Program, frame: &[u8]) -> (Ran, Trace) {
+        let trace = &mut self.tables.trace;
+        let cpus = trace.get(&0, 0).expect("readable").iter().count();
+        let cleared = PerCpuValues::try_from(vec![Trace::default(); cpus]).expect("a value for each CPU");
+        trace.set(0, cleared, 0).expect("room");
+        let ran = self.run(program, frame);
+        let noted = self.tables.trace.get(&0, 0).expect("readable");
+        let walks: Vec<Trace> = noted.iter().filter(|walk| walk.row != 0).copied().collect();
+        let [walk] = walks[..] else {
+            panic!("one walk on one CPU: {walks:?}");
+        };
+        (ran, walk)
+    }
+
+    /// All flows, none of which is in both tables. When they were seen last is checked to be no later than now, and left out.
     pub fn flows(&self) -> HashMap<FlowKey, Flow> {
         let now = coarse_time();
-        let flows = self.tables.flows.iter().map(|entry| {
+        let entries = self.tables.flows.iter().chain(self.tables.unanswered.iter());
+        let mut flows = HashMap::new();
+        for entry in entries {
             let (key, mut flow) = entry.expect("a readable map");
             let last_seen = std::mem::take(&mut flow.last_seen);
             assert!(last_seen <= now && last_seen + 60 > now, "{last_seen} of {now}");
-            (key, flow)
-        });
-        flows.collect()
+            assert_eq!(flows.insert(key, flow), None, "in both tables: {key:?}");
+        }
+        flows
     }
 
     /// Forgets all flows, for the next case.
     pub fn forget_flows(&mut self) {
-        let keys: Result<Vec<FlowKey>, _> = self.tables.flows.keys().collect();
-        for key in keys.expect("a readable map") {
-            self.tables.flows.remove(&key).expect("the flow is there");
+        for table in [&mut self.tables.flows, &mut self.tables.unanswered] {
+            let keys: Result<Vec<FlowKey>, _> = table.keys().collect();
+            for key in keys.expect("a readable map") {
+                table.remove(&key).expect("the flow is there");
+            }
         }
     }
 

@@ -29,6 +29,7 @@ mod probe;
 mod published;
 mod random;
 mod same_node;
+mod settling;
 mod source;
 mod topology;
 mod translation;

@@ -41,6 +41,7 @@ fn u72_the_object_has_the_programs_the_maps_and_the_globals_that_netmanager_know
             "HOST_ADDRESS",
             "OAK0_INTERFACE",
             "PROBES_PER_WINDOW",
+            "TRACE_WALKS",
             "TUNNEL_PORT"
         ]),
         "what is set when the programs are loaded"
@@ -50,11 +51,12 @@ fn u72_the_object_has_the_programs_the_maps_and_the_globals_that_netmanager_know
         "TUNNEL_PORT",
         "HOST_ADDRESS",
         "PROBES_PER_WINDOW",
+        "TRACE_WALKS",
     ]
     .iter()
     .map(|name| object.symbol_by_name(name).expect("a global").size())
     .collect();
-    assert_eq!(sizes, [4, 2, 4, 4]);
+    assert_eq!(sizes, [4, 2, 4, 4, 4]);
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub const T_SHOWN: Address = [10, 30, 3, 2];
 pub const BALANCED: Address = [10, 30, 55, 55];
 /// s alone.
 pub const SINGLE: Address = [10, 30, 55, 56];
+/// The service of [`SINGLE`] as flows name it: its index plus one.
+pub const ROW_OF_SINGLE: u32 = 3;
 /// s alone, a second time.
 pub const TWIN: Address = [10, 30, 55, 57];
 /// c alone.
