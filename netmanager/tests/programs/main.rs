@@ -7,6 +7,7 @@
 
 mod admission;
 mod balance;
+mod choice;
 mod connection;
 mod conversation;
 mod destinations;
