@@ -13,6 +13,7 @@ mod down;
 mod images;
 mod interrupt;
 mod lint;
+mod mutants;
 mod programs;
 mod setup;
 mod standing;

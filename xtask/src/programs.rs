@@ -1,7 +1,7 @@
 //! Building the kernel programs.
 
 use std::env::consts::ARCH;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
@@ -21,7 +21,7 @@ pub fn build() -> Result<PathBuf> {
         "bpf-linker is not on PATH: run `cargo xtask setup` first"
     );
     execute(&mut cargo_for_programs("build")?)?;
-    let object = directory()?.join(TARGET).join("release").join(PROGRAM);
+    let object = object_in(&directory()?);
     ensure!(object.is_file(), "the build left no {}", short(&object));
     Ok(object)
 }
@@ -30,6 +30,13 @@ pub fn build() -> Result<PathBuf> {
 /// only nightly compilers allow (`-Z build-std`), since its LLVM is that of `bpf-linker`.
 pub fn cargo_for_programs(verb: &str) -> Result<Command> {
     let mut command = cargo()?;
+    let directory = directory()?;
+    for_programs(&mut command, verb, &directory);
+    Ok(command)
+}
+
+/// The same for another checkout and target folder.
+pub fn for_programs(command: &mut Command, verb: &str, directory: &Path) {
     command
         // The register layout that probes read is the host's.
         .env("CARGO_ENCODED_RUSTFLAGS", encoded_flags(ARCH))
@@ -46,8 +53,12 @@ pub fn cargo_for_programs(verb: &str) -> Result<Command> {
             "programs",
         ])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
-        .arg(directory()?);
-    Ok(command)
+        .arg(directory);
+}
+
+/// The object in a target folder.
+pub fn object_in(directory: &Path) -> PathBuf {
+    directory.join(TARGET).join("release").join(PROGRAM)
 }
 
 /// A folder of its own: flags and target differ from everything else, and builds don't wait for each other.

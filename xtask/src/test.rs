@@ -14,7 +14,7 @@ use crate::command::{cargo, need_root, show};
 use crate::daemons::{self, Profile};
 use crate::programs::{self, OBJECT_VARIABLE};
 use crate::workspace::kernel_test_features;
-use crate::{build_ebpf, images, setup};
+use crate::{build_ebpf, images, mutants, setup};
 
 /// How long the kernel may take to be rid of the last namespaces: it removes their links in the background.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(20);
@@ -33,13 +33,24 @@ pub struct Options {
     /// How many tests of a crate run at the same time.
     #[arg(long, default_value_t = 2)]
     threads: u32,
+    /// Instead of running the tests, seeds defects into the programs, one after the other, and looks whether the tests
+    /// find each of them. Takes some minutes.
+    #[arg(long, conflicts_with = "threads")]
+    mutants: bool,
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
-    let Options { filter, threads } = options;
+    let Options {
+        filter,
+        threads,
+        mutants,
+    } = options;
     need_root("testing in network namespaces")?;
     setup::ensure_complete()?;
     let object = programs::build()?;
+    if mutants {
+        return mutants::run(&object, filter.as_deref());
+    }
     build_ebpf::load(&object)?;
     let daemons = daemons::build(Profile::Debug)?;
     let images = images::ensure()?;

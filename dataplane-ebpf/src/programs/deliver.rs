@@ -27,6 +27,11 @@ pub fn to_endpoint(ctx: &TcContext, hook: Hook, endpoint: &Endpoint) -> Outcome 
             redirect::out(endpoint.interface)?;
             Ok(Action::Deliver)
         }
+        // There already: up the stack.
+        (delivery::HOST, Hook::FromOak0) => {
+            as_received(ctx)?;
+            Ok(Action::DeliverHost)
+        }
         (delivery::HOST, _) => {
             redirect::into_ingress(endpoint.interface)?;
             Ok(Action::DeliverHost)

@@ -298,29 +298,7 @@ pub fn open(
 /// Enters both entries of a flow, the reverse one first.
 #[inline(always)]
 pub fn enter(forward: &FlowKey, opening: &Opening, may_change_port: bool) -> Result<Decision, DropReason> {
-    let mut port = forward.source_port;
-    let mut attempt = 0;
-    let reverse = loop {
-        let reverse = FlowKey {
-            destination_port: port,
-            ..opening.answers
-        };
-        match insert(&reverse, &opening.reverse) {
-            Ok(()) => break reverse,
-            Err(ALREADY_EXISTS) if is_own(&reverse, &opening.reverse) => break reverse,
-            // Removed, not overwritten: of two CPUs that find it, one enters its flow and the other tries again.
-            Err(ALREADY_EXISTS) if attempt < CANDIDATES && has_ended(&reverse) => {
-                remove(&reverse);
-                attempt += 1;
-            }
-            Err(ALREADY_EXISTS) if may_change_port && attempt < CANDIDATES => {
-                port = candidate(forward, attempt);
-                attempt += 1;
-            }
-            Err(ALREADY_EXISTS) => return Err(DropReason::PortCollision),
-            Err(_) => return Err(DropReason::FlowTableFull),
-        }
-    };
+    let (reverse, port) = enter_reverse(forward, opening, may_change_port)?;
     let entry = Flow {
         port,
         ..opening.forward
@@ -338,6 +316,63 @@ pub fn enter(forward: &FlowKey, opening: &Opening, may_change_port: bool) -> Res
             remove(&reverse);
             Err(DropReason::FlowTableFull)
         }
+    }
+}
+
+/// Enters the reverse entry under the first source port that is free towards the instance, and says which.
+#[inline(always)]
+fn enter_reverse(
+    forward: &FlowKey,
+    opening: &Opening,
+    may_change_port: bool,
+) -> Result<(FlowKey, [u8; 2]), DropReason> {
+    let mut port = forward.source_port;
+    for attempt in 0..=CANDIDATES {
+        match try_port(forward, opening, port, attempt, may_change_port) {
+            ENTERED => {
+                let reverse = FlowKey {
+                    destination_port: port,
+                    ..opening.answers
+                };
+                return Ok((reverse, port));
+            }
+            COLLIDED => break,
+            FULL => return Err(DropReason::FlowTableFull),
+            next => port = (next as u16).to_ne_bytes(),
+        }
+    }
+    Err(DropReason::PortCollision)
+}
+
+/// What [`try_port`] says, if not the port to be tried next.
+const ENTERED: u32 = 0x0001_0000;
+/// See [`ENTERED`].
+const COLLIDED: u32 = 0x0002_0000;
+/// See [`ENTERED`].
+const FULL: u32 = 0x0003_0000;
+
+/// Enters the reverse entry under this source port, or names the next one.
+///
+/// A function of its own: Linux 6.1 refuses a loop in which an instruction other than a jump leads back to the first, and
+/// a body of one call has none.
+#[inline(never)]
+fn try_port(forward: &FlowKey, opening: &Opening, port: [u8; 2], attempt: u32, may_change_port: bool) -> u32 {
+    let reverse = FlowKey {
+        destination_port: port,
+        ..opening.answers
+    };
+    match insert(&reverse, &opening.reverse) {
+        Ok(()) => ENTERED,
+        Err(ALREADY_EXISTS) if is_own(&reverse, &opening.reverse) => ENTERED,
+        Err(ALREADY_EXISTS) if attempt == CANDIDATES => COLLIDED,
+        // Removed, not overwritten: of two CPUs that find it, one enters its flow and the other tries again.
+        Err(ALREADY_EXISTS) if has_ended(&reverse) => {
+            remove(&reverse);
+            u32::from(u16::from_ne_bytes(port))
+        }
+        Err(ALREADY_EXISTS) if may_change_port => u32::from(u16::from_ne_bytes(candidate(forward, attempt))),
+        Err(ALREADY_EXISTS) => COLLIDED,
+        Err(_) => FULL,
     }
 }
 

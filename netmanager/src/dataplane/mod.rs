@@ -186,7 +186,19 @@ impl Dataplane {
 /// # Errors
 /// As [`Dataplane::open`].
 pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables), DataplaneError> {
-    if OBJECT.is_empty() {
+    load_object(OBJECT, globals, pins)
+}
+
+/// As [`load`], another object than the one that this binary carries.
+///
+/// # Errors
+/// As [`Dataplane::open`].
+pub fn load_object(
+    object: &[u8],
+    globals: Globals,
+    pins: &[(&str, PathBuf)],
+) -> Result<(Ebpf, Tables), DataplaneError> {
+    if object.is_empty() {
         return Err(DataplaneError::NoObject);
     }
     let host_address = globals.host_address.octets();
@@ -203,7 +215,7 @@ pub fn load(globals: Globals, pins: &[(&str, PathBuf)]) -> Result<(Ebpf, Tables)
     for (name, path) in pins {
         loader.map_pin_path(name, path.as_path());
     }
-    let mut programs = loader.load(OBJECT)?;
+    let mut programs = loader.load(object)?;
     for program in Program::ALL {
         classifier(&mut programs, program)?
             .load()
