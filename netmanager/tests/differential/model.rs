@@ -8,6 +8,7 @@ mod flows;
 mod inbound;
 mod outbound;
 mod packet;
+mod probe;
 mod published;
 
 use std::collections::{BTreeMap, BTreeSet};
