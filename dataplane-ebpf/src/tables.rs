@@ -46,6 +46,14 @@ pub mod capacity {
     pub const SERVICE_COUNTERS: u32 = 16_384;
 }
 
+/// Flags of `bpf_skb_adjust_room` for taking the outer headers off (`linux/bpf.h`).
+pub mod decapsulation {
+    /// Segments of a superframe stay as large as they are.
+    pub const UNNAMED: u64 = 1 << 0;
+    /// The same, and the headers that go are IPv4: what the kernel notes of the packet changes with them.
+    pub const NAMED: u64 = UNNAMED | 1 << 7;
+}
+
 /// Index in `NODES` of this node itself.
 pub const THIS_NODE: u32 = 0;
 /// Index of the loopback interface, the same in every network namespace.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use netmanager::config::Paths;
+use netmanager::dataplane::Attachment;
 use netmanager::endpoint::Step;
 use netmanager::state::Store;
 
@@ -66,6 +67,10 @@ pub struct RunOptions {
     /// The folder where Docker looks for network drivers; `off` to be none
     #[arg(long, value_name = "FOLDER", default_value = DOCKER_PLUGINS)]
     docker_plugins: PathBuf,
+
+    /// How programs are attached to interfaces, instead of the better way that the kernel has: `clsact` or `tcx`
+    #[arg(long, hide = true, value_name = "WAY", overrides_with = "attachment")]
+    attachment: Option<Attachment>,
 
     /// Fail at this step of every attach, to see that it leaves nothing behind
     #[arg(long, hide = true, value_name = "STEP")]

@@ -9,6 +9,7 @@ use protocol::network::BrokerAccess;
 use tokio::sync::{Mutex, mpsc};
 
 use crate::config::Config;
+use crate::dataplane::Attachment;
 use crate::endpoint::addresses::{SUBNET_PREFIX_LENGTH, SUBNET_PREFIX_LENGTH_V6};
 use crate::host::{Netlink, overlap};
 use crate::node::{Faults, Kept, Node, Start, remove_from_kernel};
@@ -51,6 +52,8 @@ pub struct Settings {
     /// The folder where Docker looks for drivers; none to be no driver.
     pub docker_plugins: Option<PathBuf>,
     pub faults: Faults,
+    /// How programs are attached; the better way that the kernel has, where nothing is given.
+    pub attachment: Option<Attachment>,
 }
 
 /// The daemon.
@@ -281,6 +284,7 @@ impl Manager {
             updates,
             kept: self.kept.clone(),
             faults: self.settings.faults,
+            attachment: self.settings.attachment,
         };
         let node = Node::start(start).await.map_err(RegisterError::Start)?;
         // Containers that are attached otherwise do without.

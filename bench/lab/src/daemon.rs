@@ -132,7 +132,13 @@ impl Daemon {
 
     /// Starts the same command again, after killing the process if it still runs.
     pub fn restart(&mut self) -> Result<()> {
+        self.restart_with(&[])
+    }
+
+    /// The same, with further arguments from now on.
+    pub fn restart_with(&mut self, arguments: &[&str]) -> Result<()> {
         self.kill()?;
+        self.command.args(arguments);
         self.child = spawn(&mut self.command)?;
         Ok(())
     }

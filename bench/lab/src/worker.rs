@@ -210,7 +210,12 @@ impl Worker {
 
     /// Kills it and starts it again; when this returns, it has taken over what its predecessor left.
     pub fn restart(&mut self) -> Result<()> {
-        self.daemon.restart()?;
+        self.restart_with(&[])
+    }
+
+    /// The same, with further arguments from now on.
+    pub fn restart_with(&mut self, arguments: &[&str]) -> Result<()> {
+        self.daemon.restart_with(arguments)?;
         self.wait_until_ready()?;
         // It answers once it has resumed.
         self.get("/status")?;

@@ -1,8 +1,8 @@
 //! Out through the tunnel, and back out of it.
 
 use aya_ebpf::bindings::{
-    BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-    BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
@@ -93,11 +93,19 @@ pub fn send(
     Ok(Action::Tunnel)
 }
 
+// What user space loads the programs with is what the kernel's header says.
+const _: () = {
+    use aya_ebpf::bindings::BPF_F_ADJ_ROOM_DECAP_L3_IPV4;
+    use dataplane_ebpf::tables::decapsulation;
+    assert!(decapsulation::UNNAMED == BPF_F_ADJ_ROOM_FIXED_GSO as u64);
+    assert!(decapsulation::NAMED == (BPF_F_ADJ_ROOM_DECAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO) as u64);
+};
+
 /// Takes the outer headers off.
 #[inline(always)]
 pub fn remove(ctx: &TcContext) -> Result<(), DropReason> {
-    let flags = BPF_F_ADJ_ROOM_DECAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO;
-    match ctx.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, u64::from(flags)) {
+    let flags = maps::decapsulation_flags();
+    match ctx.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, flags) {
         Ok(()) => Ok(()),
         Err(_) => Err(DropReason::KernelRefused),
     }

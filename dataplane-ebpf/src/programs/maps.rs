@@ -70,6 +70,17 @@ static HOST_ADDRESS: [u8; 4] = [0; 4];
 #[unsafe(no_mangle)]
 static PROBES_PER_WINDOW: u32 = dataplane_ebpf::probe::ANSWERED_PER_SECOND;
 
+/// How the outer headers are taken off, set when the programs are loaded.
+#[unsafe(no_mangle)]
+static DECAPSULATION_FLAGS: u64 = dataplane_ebpf::tables::decapsulation::NAMED;
+
+/// One of `tables::decapsulation`.
+#[inline(always)]
+pub fn decapsulation_flags() -> u64 {
+    // SAFETY: as in `oak0_interface`.
+    unsafe { core::ptr::read_volatile(&raw const DECAPSULATION_FLAGS) }
+}
+
 #[inline(always)]
 pub fn oak0_interface() -> u32 {
     // SAFETY: a valid static; volatile, because its value is set between compilation and loading.

@@ -64,6 +64,7 @@ pub async fn run(paths: &Paths, options: RunOptions) -> anyhow::Result<()> {
         static_answers: options.static_answers,
         docker_plugins: Some(options.docker_plugins).filter(|folder| folder != Path::new("off")),
         faults,
+        attachment: options.attachment,
     };
     tracing::info!(?settings, socket = %paths.socket.display(), tcp = options.port, "starting");
     let manager = Arc::new(Manager::new(settings, store)?);

@@ -32,6 +32,7 @@ pub async fn status(socket: &Path, output: &Output) -> anyhow::Result<()> {
                 format!("UDP {}, not encrypted, not authenticated", status.tunnel_port),
             ),
             ("uplink mode", status.uplink_mode.clone()),
+            ("programs attached by", status.attachment.clone()),
             ("MTU", status.mtu.to_string()),
             ("endpoints", status.endpoints.to_string()),
             ("services", status.services.to_string()),

@@ -3,7 +3,8 @@
 //! ```text
 //! /sys/fs/bpf/oakestra/<node id>/v<layout>/
 //!   maps/<NAME>                     every map
-//!   links/<program>-<interface>     every attachment, by index of the interface
+//!   links/<program>-<interface>     every attachment, by index of the interface: a link (tcx), or an empty folder that
+//!                                   stands for a filter (clsact)
 //! ```
 //!
 //! Pins outlive the process: what is established goes on without it, and the next process finds maps and links
@@ -11,6 +12,7 @@
 
 mod attach;
 mod counters;
+mod kernel;
 mod object;
 mod pins;
 mod tables;
@@ -24,6 +26,7 @@ use aya::{Ebpf, EbpfLoader};
 
 pub use attach::Program;
 pub use counters::{CounterRow, read as read_counters};
+pub use kernel::Attachment;
 pub use object::OBJECT;
 pub use pins::{PINS, Pins};
 pub use tables::Tables;
@@ -120,6 +123,7 @@ pub struct Globals {
 pub struct Dataplane {
     programs: Ebpf,
     pins: Pins,
+    attachment: Attachment,
     /// Where this process' programs are in place already.
     attached: BTreeSet<(Program, u32)>,
 }
@@ -130,7 +134,11 @@ impl Dataplane {
     /// # Errors
     /// When the object is missing, a pin is of another layout, or the kernel refuses a program; the verifier's
     /// log is in the error then.
-    pub fn open(pins: Pins, globals: Globals) -> Result<(Self, Tables), DataplaneError> {
+    pub fn open(
+        pins: Pins,
+        globals: Globals,
+        attachment: Attachment,
+    ) -> Result<(Self, Tables), DataplaneError> {
         pins.create()?;
         pins.check_maps()?;
         let paths: Vec<_> = MAPS.iter().map(|name| (*name, pins.map(name))).collect();
@@ -139,6 +147,7 @@ impl Dataplane {
             Self {
                 programs,
                 pins,
+                attachment,
                 attached: BTreeSet::new(),
             },
             tables,
@@ -151,12 +160,8 @@ impl Dataplane {
             return Ok(());
         }
         let path = self.pins.link(program, index);
-        attach::attach(
-            classifier(&mut self.programs, program)?,
-            program,
-            interface,
-            &path,
-        )?;
+        let classifier = classifier(&mut self.programs, program)?;
+        attach::attach(self.attachment, classifier, program, interface, &path)?;
         self.attached.insert((program, index));
         Ok(())
     }
@@ -164,7 +169,7 @@ impl Dataplane {
     /// Detaches a program from an interface, if it is attached.
     pub fn detach(&mut self, program: Program, index: u32) -> Result<(), DataplaneError> {
         self.attached.remove(&(program, index));
-        pins::unpin(&self.pins.link(program, index))
+        attach::detach(program, index, &self.pins.link(program, index))
     }
 
     /// Ends what another version of the programs has in place. To be called when these are in place themselves.
@@ -173,6 +178,11 @@ impl Dataplane {
     /// When the BPF file system refuses.
     pub fn remove_other_layouts(&self) -> Result<(), DataplaneError> {
         self.pins.remove_other_layouts()
+    }
+
+    /// How programs are attached.
+    pub const fn attachment(&self) -> Attachment {
+        self.attachment
     }
 
     /// The attachments that pins stand for: program and index of the interface.
@@ -203,6 +213,7 @@ pub fn load_object(
     }
     let host_address = globals.host_address.octets();
     let trace_walks = u32::from(globals.trace_walks);
+    let decapsulation_flags = kernel::decapsulation_flags();
     let mut loader = EbpfLoader::new();
     // Nothing in the programs depends on the kernel's own types, and reading those takes tens of milliseconds.
     loader
@@ -211,7 +222,8 @@ pub fn load_object(
         .override_global("TUNNEL_PORT", &globals.tunnel_port, true)
         .override_global("HOST_ADDRESS", &host_address, true)
         .override_global("PROBES_PER_WINDOW", &globals.probes_answered, true)
-        .override_global("TRACE_WALKS", &trace_walks, true);
+        .override_global("TRACE_WALKS", &trace_walks, true)
+        .override_global("DECAPSULATION_FLAGS", &decapsulation_flags, true);
     for (name, path) in pins {
         loader.map_pin_path(name, path.as_path());
     }

@@ -10,7 +10,7 @@ use dataplane_ebpf::tables::{
     RateWindow, SentProbe, Service, ServiceCounter, Trace, TunnelKey,
 };
 
-use super::{DataplaneError, MAPS, Program};
+use super::{DataplaneError, MAPS, Program, attach};
 
 /// Where the folders of all nodes lie.
 pub const PINS: &str = "/sys/fs/bpf/oakestra";
@@ -100,6 +100,7 @@ impl Pins {
                 .map_err(|source| pin_error("reading", &self.node, source))?
                 .path();
             if path != self.root() {
+                detach_filters(&path)?;
                 fs::remove_dir_all(&path).map_err(|source| pin_error("removing", &path, source))?;
             }
         }
@@ -112,6 +113,11 @@ impl Pins {
     /// # Errors
     /// When the BPF file system refuses; nothing to remove is no error.
     pub fn remove(&self) -> Result<(), DataplaneError> {
+        if let Ok(layouts) = fs::read_dir(&self.node) {
+            for layout in layouts.flatten() {
+                detach_filters(&layout.path())?;
+            }
+        }
         match fs::remove_dir_all(&self.node) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(pin_error("removing", &self.node, error));
@@ -132,6 +138,22 @@ impl Pins {
     }
 }
 
+/// Takes off what filters the folder of a layout stands for; links end with their pins.
+fn detach_filters(layout: &Path) -> Result<(), DataplaneError> {
+    let folder = layout.join("links");
+    let Ok(entries) = fs::read_dir(&folder) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let entry = entry.map_err(|source| pin_error("reading", &folder, source))?;
+        let is_filter = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_filter && let Some((program, index)) = entry.file_name().to_str().and_then(parse_link) {
+            attach::detach(program, index, &entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a pin, if it is there.
 pub(super) fn unpin(path: &Path) -> Result<(), DataplaneError> {
     match fs::remove_file(path) {
@@ -140,7 +162,7 @@ pub(super) fn unpin(path: &Path) -> Result<(), DataplaneError> {
     }
 }
 
-fn pin_error(operation: &'static str, path: &Path, source: io::Error) -> DataplaneError {
+pub(super) fn pin_error(operation: &'static str, path: &Path, source: io::Error) -> DataplaneError {
     DataplaneError::Pin {
         operation,
         path: path.display().to_string(),

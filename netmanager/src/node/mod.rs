@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::dataplane::{Dataplane, Globals, Pins, Program};
+use crate::dataplane::{Attachment, Dataplane, Globals, Pins, Program};
 use crate::directory::{Directory, LocalEndpoint};
 use crate::driver;
 use crate::endpoint::Fault;
@@ -135,6 +135,8 @@ pub struct Start {
     pub updates: mpsc::Receiver<Update>,
     pub kept: Arc<tokio::sync::Mutex<Kept>>,
     pub faults: Faults,
+    /// How programs are attached; the better way that the kernel has, where nothing is given.
+    pub attachment: Option<Attachment>,
 }
 
 /// Steps that are to fail, in tests.
@@ -163,7 +165,9 @@ impl Node {
             updates,
             kept,
             faults,
+            attachment,
         } = start;
+        let attachment = attachment.unwrap_or_else(Attachment::detect);
         let netlink = Netlink::open().context("opening a routing socket")?;
         let changes = Changes::open().context("subscribing to the kernel's changes")?;
         let ruleset = RulesetChanges::open().context("subscribing to the firewall's changes")?;
@@ -184,7 +188,8 @@ impl Node {
             trace_walks: false,
         };
         let pins = Pins::of(&registration.node_id);
-        let (mut dataplane, tables) = Dataplane::open(pins, globals).context("loading the data plane")?;
+        let (mut dataplane, tables) =
+            Dataplane::open(pins, globals, attachment).context("loading the data plane")?;
         let mut directory =
             Directory::adopt(tables, &registration.node_id).context("taking over the tables")?;
         if let Some(address) = registration.instance_address {

@@ -27,6 +27,9 @@ pub struct Status {
     pub announced_address: Option<Ipv4Addr>,
     /// How tunnel datagrams are taken off the wire.
     pub uplink_mode: String,
+    /// How programs are attached: `tcx`, or `clsact` where the kernel has no better.
+    #[serde(default)]
+    pub attachment: String,
     pub layout: u32,
     pub mtu: u16,
     pub endpoints: usize,
@@ -80,6 +83,7 @@ impl Node {
             local_addresses: lock(&self.local_addresses).clone(),
             announced_address: *lock(&self.announced),
             uplink_mode: "tc".to_owned(),
+            attachment: lock(&self.dataplane).attachment().as_str().to_owned(),
             layout: LAYOUT,
             mtu: self.config.mtu,
             endpoints,

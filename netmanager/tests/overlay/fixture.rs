@@ -51,6 +51,11 @@ pub struct Overlay {
 impl Overlay {
     /// Everything attached, nothing asked for yet.
     pub fn new(label: &str) -> Self {
+        Self::with(label, &[])
+    }
+
+    /// The same, with these arguments for both daemons.
+    pub fn with(label: &str, arguments: &[&str]) -> Self {
         let lab = Lab::new(label).expect("a lab");
         let near_host = lab.host("near").expect("a host");
         let far_host = lab.host("far").expect("a host");
@@ -98,8 +103,11 @@ impl Overlay {
             peers: vec![client_instance.clone(), near_instance.clone()],
             services,
         };
-        let near = Worker::start(&lab, &near_host, program(), &near_answers).expect("a NetManager");
-        let far = Worker::start(&lab, &far_host, program(), &far_answers).expect("a NetManager");
+        let start = |host: &lab::Host, answers: &Answers| {
+            Worker::start_with(&lab, host, program(), answers, arguments).expect("a NetManager")
+        };
+        let near = start(&near_host, &near_answers);
+        let far = start(&far_host, &far_answers);
 
         let client = near_host.endpoint("client").expect("an endpoint");
         let near_server = near_host.endpoint("server").expect("an endpoint");

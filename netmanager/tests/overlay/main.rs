@@ -5,6 +5,7 @@
 
 mod back_doors;
 mod changes;
+mod clsact;
 mod docker;
 mod first_packet;
 mod fixture;
