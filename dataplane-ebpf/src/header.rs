@@ -56,6 +56,15 @@ pub const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
 /// The offset part alone: not zero in every fragment but the first.
 pub const IPV4_OFFSET_MASK: u16 = 0x1fff;
 
+/// IPv4 option "end of options" (RFC 791); as the next one, a single byte.
+pub const OPTION_END: u8 = 0;
+/// IPv4 option "no operation".
+pub const OPTION_NOTHING: u8 = 1;
+/// IPv4 option "loose source route".
+pub const OPTION_LOOSE_ROUTE: u8 = 131;
+/// IPv4 option "strict source route".
+pub const OPTION_STRICT_ROUTE: u8 = 137;
+
 /// Ethernet II header.
 #[repr(C, align(2))]
 #[derive(Clone, Copy, Debug)]

@@ -19,9 +19,11 @@
 //! | `CURSORS` | array | 65,536 | which slot is next | goes with `SERVICES` |
 //! | `LOCAL_ADDRESSES` | hash | 256 | is this address mine | user space refuses the next |
 //! | `PUBLISHED` | hash | 16,384 | which endpoint has published this port | the attach fails |
+//! | `FRAGMENTS` | LRU hash | 8,192 | which ports has the first fragment of this datagram | the least recently used go |
 //! | `UNKNOWN_PEERS` | array per CPU | 1 | how many strangers were let up this second | – |
 //! | `PROBES` | array | 65,536 | which probe of node *n* is under way in this slot | goes with `NODES` |
 //! | `PROBE_RATE` | array per CPU | 1 | how many probes were answered this second | – |
+//! | `EARLY_FRAGMENTS` | array per CPU | 1 | how many fragments were handed up this second to wait | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
 //! | `TRACE` | array per CPU | 1 | what the last walk did, where programs are loaded to say so | – |
 //! | `SERVICE_COUNTERS` | array per CPU | 16,384 | what goes to and comes from service *i* | the last row is shared |
@@ -43,6 +45,7 @@ pub mod capacity {
     pub const PUBLISHED: u32 = 16_384;
     /// [`crate::probe::SLOTS`] for each node.
     pub const PROBES: u32 = NODES * crate::probe::SLOTS;
+    pub const FRAGMENTS: u32 = 8_192;
     pub const SERVICE_COUNTERS: u32 = 16_384;
 }
 
@@ -360,6 +363,39 @@ pub struct Peer {
     pub interface: u32,
 }
 
+/// Key of `FRAGMENTS`: what all fragments of a datagram have in common (RFC 791), as they arrive at a hook.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct FragmentKey {
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+    pub identification: [u8; 2],
+    pub protocol: u8,
+    pub zero: u8,
+}
+
+/// Value of `FRAGMENTS`: what the first fragment says of the others, or that one of these came before it.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Fragment {
+    /// As in [`FlowKey`].
+    pub source_port: [u8; 2],
+    /// As in [`FlowKey`].
+    pub destination_port: [u8; 2],
+    /// When it was written, in units of 2^30 ns of the monotonic clock.
+    pub seen: u32,
+    /// Not zero: the first fragment has not come yet, and NetManager holds another.
+    pub waiting: u32,
+}
+
+/// For how many units of [`Fragment::seen`] the ports of a first fragment hold: identifications come again.
+pub const FRAGMENT_KEPT: u32 = 4;
+/// For how many units of [`Fragment::seen`] a fragment may wait at NetManager, which holds none for longer than 1 s.
+pub const FRAGMENT_WAITS: u32 = 1;
+
+/// Fragments before their first that each CPU hands up to NetManager in a window of 2^30 ns.
+pub const EARLY_FRAGMENTS_PER_WINDOW: u32 = 4_096;
+
 /// Value of `COUNTERS`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -409,7 +445,7 @@ pub mod exit {
     pub const INGRESS: u32 = 4;
 }
 
-/// Value of `UNKNOWN_PEERS`.
+/// Value of `UNKNOWN_PEERS` and `EARLY_FRAGMENTS`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RateWindow {
@@ -450,6 +486,8 @@ const _: () = {
     assert!(size_of::<RateWindow>() == 8);
     assert!(size_of::<SentProbe>() == 16);
     assert!(capacity::PROBES == 65_536);
+    assert!(size_of::<FragmentKey>() == 12);
+    assert!(size_of::<Fragment>() == 12);
     assert!(size_of::<Trace>() == 20);
 };
 
@@ -481,7 +519,9 @@ mod plain_data {
         ServiceCounter,
         RateWindow,
         SentProbe,
-        Trace
+        Trace,
+        FragmentKey,
+        Fragment
     );
 }
 
@@ -501,6 +541,8 @@ mod tests {
         assert_eq!(size_of::<TunnelKey>(), 4 + 2 + 2);
         assert_eq!(size_of::<PublishedKey>(), 2 + 1 + 1);
         assert_eq!(size_of::<Published>(), 8 + 4 + 2 + 2);
+        assert_eq!(size_of::<FragmentKey>(), 4 + 4 + 2 + 1 + 1);
+        assert_eq!(size_of::<Fragment>(), 2 + 2 + 4 + 4);
     }
 
     #[test]

@@ -82,7 +82,7 @@ counted! {
         DeliverHost = "DELIVER_HOST",
         /// sent to another node through the tunnel
         Tunnel = "TUNNEL",
-        /// handed to NetManager until its destination is known
+        /// handed to NetManager until its destination, or its datagram's first fragment, is known
         Park = "PARK",
         /// answered with a TCP reset: no flow, and only a SYN may begin one
         Reset = "RESET",
@@ -114,9 +114,9 @@ counted! {
         Short = "SHORT",
         /// lengths or versions in the headers contradict each other
         Malformed = "MALFORMED",
-        /// IPv4 options
+        /// IPv4 options that choose the way (source routing)
         IpOptions = "IP_OPTIONS",
-        /// a fragment
+        /// a later fragment, and the first did not come in time
         Fragment = "FRAGMENT",
         /// an ICMP error message
         IcmpError = "ICMP_ERROR",
@@ -150,7 +150,7 @@ counted! {
         Unencapsulated = "UNENCAPSULATED",
         /// a tunnel datagram whose outer headers contradict each other
         OuterMalformed = "OUTER_MALFORMED",
-        /// a fragment of a tunnel datagram
+        /// a fragment of a tunnel datagram that comes from no peer
         OuterFragment = "OUTER_FRAGMENT",
         /// a tunnel datagram that claims to come from a peer, but arrived at another interface
         WrongInterface = "WRONG_INTERFACE",

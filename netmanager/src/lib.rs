@@ -6,7 +6,8 @@
 //! - [`dataplane`]: the programs, loaded, pinned and attached; typed tables.
 //! - [`directory`]: who is where, written into the tables in an order that packets can follow.
 //! - [`host`], [`endpoint`]: links, addresses, routes, settings and firewall of the node and of its containers.
-//! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it.
+//! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it;
+//!   [`fragments`]: fragments that wait for the first of their datagram.
 //! - [`node`]: all of this at work; [`state`]: what survives the process.
 //! - [`probes`]: how far away other nodes are, and whether they are there.
 //! - [`driver`]: how Docker asks for the network of a container; [`manager`], [`api`], [`config`]: the daemon around
@@ -18,6 +19,7 @@ pub mod dataplane;
 pub mod directory;
 pub mod driver;
 pub mod endpoint;
+pub mod fragments;
 pub mod host;
 pub mod manager;
 pub mod node;

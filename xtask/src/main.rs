@@ -12,6 +12,7 @@ mod demo;
 mod down;
 mod images;
 mod interrupt;
+mod kernels;
 mod lint;
 mod mutants;
 mod programs;

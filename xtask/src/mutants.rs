@@ -24,7 +24,7 @@ struct Mutant {
     wrong: &'static str,
 }
 
-const MUTANTS: [Mutant; 14] = [
+const MUTANTS: [Mutant; 17] = [
     Mutant {
         name: "an endpoint may use any endpoint's address",
         file: "programs/outbound.rs",
@@ -46,8 +46,8 @@ const MUTANTS: [Mutant; 14] = [
     Mutant {
         name: "ports are swapped",
         file: "programs/translate.rs",
-        right: "[new.source_port, new.destination_port] };",
-        wrong: "[new.destination_port, new.source_port] };",
+        right: "[new.source_port, new.destination_port])",
+        wrong: "[new.destination_port, new.source_port])",
     },
     Mutant {
         name: "the TCP checksum is elsewhere",
@@ -102,6 +102,24 @@ const MUTANTS: [Mutant; 14] = [
         file: "programs/encap.rs",
         right: "longest + OVERHEAD > node.mtu as usize",
         wrong: "longest > node.mtu as usize",
+    },
+    Mutant {
+        name: "a first fragment overtakes those that wait for it",
+        file: "programs/fragment.rs",
+        right: "            && found.waiting != 0\n",
+        wrong: "            && found.waiting > 1\n",
+    },
+    Mutant {
+        name: "a later fragment is taken for one with ports",
+        file: "programs/translate.rs",
+        right: "let is_later = header.part == Part::Later;",
+        wrong: "let is_later = header.part == Part::Early;",
+    },
+    Mutant {
+        name: "a source route is carried",
+        file: "programs/fragment.rs",
+        right: "OPTION_LOOSE_ROUTE | OPTION_STRICT_ROUTE => return",
+        wrong: "OPTION_STRICT_ROUTE => return",
     },
     Mutant {
         name: "a reset does not count the SYN",

@@ -1,5 +1,6 @@
 //! `test`: all tests there are, and nothing left behind.
 
+use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _, stdout};
 use std::ops::AddAssign;
 use std::process::{ChildStdout, ExitCode, Stdio};
@@ -14,7 +15,7 @@ use crate::command::{cargo, need_root, show};
 use crate::daemons::{self, Profile};
 use crate::programs::{self, OBJECT_VARIABLE};
 use crate::workspace::kernel_test_features;
-use crate::{build_ebpf, images, mutants, setup};
+use crate::{build_ebpf, images, kernels, mutants, setup};
 
 /// How long the kernel may take to be rid of the last namespaces: it removes their links in the background.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(20);
@@ -37,6 +38,10 @@ pub struct Options {
     /// find each of them. Takes some minutes.
     #[arg(long, conflicts_with = "threads")]
     mutants: bool,
+    /// Instead of running the tests here, boots Debian's kernel of this version (`6.1`, `6.12`) in qemu and runs the tests
+    /// of programs and nodes there; may be given several times. Downloads the kernel, and takes most of an hour each.
+    #[arg(long, value_name = "VERSION", conflicts_with_all = ["threads", "mutants"])]
+    kernel: Vec<String>,
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
@@ -44,12 +49,16 @@ pub fn run(options: Options) -> Result<ExitCode> {
         filter,
         threads,
         mutants,
+        kernel,
     } = options;
     need_root("testing in network namespaces")?;
     setup::ensure_complete()?;
     let object = programs::build()?;
     if mutants {
         return mutants::run(&object, filter.as_deref());
+    }
+    if !kernel.is_empty() {
+        return kernels::run(&object, &kernel, filter.as_deref());
     }
     build_ebpf::load(&object)?;
     let daemons = daemons::build(Profile::Debug)?;
@@ -104,13 +113,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
     for reason in &reasons {
         println!("{reason}");
     }
-    let Counts {
-        passed,
-        failed,
-        ignored,
-    } = counts;
-    println!("{passed} passed, {failed} failed, {ignored} ignored");
-    let good = status.success() && reasons.is_empty() && failed == 0 && ignored == 0;
+    println!("{counts}");
+    let good = status.success() && reasons.is_empty() && counts.failed == 0 && counts.ignored == 0;
     Ok(if good {
         ExitCode::SUCCESS
     } else {
@@ -162,16 +166,28 @@ fn pass_on(output: ChildStdout) -> Result<Counts> {
     Ok(counts)
 }
 
+/// What test programs say in the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u32,
-    failed: u32,
-    ignored: u32,
+pub struct Counts {
+    pub passed: u32,
+    pub failed: u32,
+    pub ignored: u32,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            ignored,
+        } = self;
+        write!(formatter, "{passed} passed, {failed} failed, {ignored} ignored")
+    }
 }
 
 impl Counts {
     /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.01s`
-    fn parse(line: &str) -> Option<Self> {
+    pub fn parse(line: &str) -> Option<Self> {
         let (_, figures) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
         let figure = |name: &str| {
             figures

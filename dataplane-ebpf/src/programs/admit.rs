@@ -10,9 +10,10 @@ use dataplane_ebpf::tables::{Endpoint, FlowKey, THIS_NODE};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::maps::NODES;
-use super::parse::Transport;
+use super::parse::{Part, Transport};
 use super::{
-    Outcome, balance, deliver, encap, flow, maps, outbound, packet, parse, probe, published, translate,
+    Outcome, balance, deliver, encap, flow, fragment, maps, outbound, packet, parse, probe, published,
+    translate,
 };
 
 /// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node, nor
@@ -29,10 +30,34 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
     if in_overlay(outer.destination) {
         return Err(DropReason::Unencapsulated);
     }
-    if !is_tunnel(ctx, &outer) {
-        return Ok(published::enter(ctx, Hook::FromUplink, &outer)?.unwrap_or(Action::Pass));
+    if parse::fragment_word(&outer) & IPV4_FRAGMENT_MASK != 0 && outer.protocol == PROTOCOL_UDP {
+        outer_fragment(ctx, &outer)?;
+    } else if is_tunnel(ctx, &outer) {
+        return tunnelled(ctx, &outer);
     }
-    let inner_length = inner_length(ctx, &outer)?;
+    Ok(published::enter(ctx, Hook::FromUplink, &outer)?.unwrap_or(Action::Pass))
+}
+
+/// Lets a fragment through that may belong to a tunnel datagram of a peer: the kernel puts the datagram together,
+/// NetManager takes it at the socket of the tunnel port, and `from_oak0` admits it. Of a later fragment nobody
+/// knows the port, so only where it comes from is checked: of all fragments of a datagram that the kernel puts
+/// together in a peer's name, none may come from where no peer is.
+#[inline(always)]
+fn outer_fragment(ctx: &TcContext, outer: &Ipv4) -> Result<(), DropReason> {
+    if !fragment::is_later(outer) && !is_tunnel(ctx, outer) || !maps::is_local(outer.destination) {
+        return Ok(());
+    }
+    match maps::peer(outer.source) {
+        Some(peer) if peer.interface != packet::interface(ctx) => Err(DropReason::WrongInterface),
+        None if !fragment::is_later(outer) => Err(DropReason::OuterFragment),
+        _ => Ok(()),
+    }
+}
+
+/// A tunnel datagram off a wire.
+#[inline(always)]
+fn tunnelled(ctx: &TcContext, outer: &Ipv4) -> Outcome {
+    let inner_length = inner_length(ctx, outer)?;
     let Some(peer) = maps::peer(outer.source) else {
         // A probe has no inner source by which NetManager could find out who it is from.
         if probe::is_probe(ctx, inner_length) {
@@ -49,28 +74,59 @@ pub fn walk(ctx: &mut TcContext) -> Outcome {
     if peer.interface != packet::interface(ctx) {
         return Err(DropReason::WrongInterface);
     }
-    let inner = match inner(ctx, inner_length) {
-        Ok(inner) => inner,
-        Err(DropReason::InnerVersion) if probe::is_probe(ctx, inner_length) => {
-            return probe::take(ctx, inner_length, peer.group);
-        }
-        Err(reason) => return Err(reason),
+    let outcome = carried(ctx, Hook::FromUplink, inner_length, peer.group);
+    // Nothing of the frame was touched. A packet is not kept waiting by the question whether it is a probe.
+    if outcome == Err(DropReason::InnerVersion) && probe::is_probe(ctx, inner_length) {
+        return probe::take(ctx, inner_length, peer.group);
+    }
+    outcome
+}
+
+/// A tunnel datagram of a peer that NetManager writes back: it has put its fragments together, or has held it until
+/// the first fragment of the inner datagram had come. Where it arrived was checked before. `None`: something else.
+#[inline(always)]
+pub fn written_back(ctx: &TcContext, outer: &Ipv4) -> Result<Option<Action>, DropReason> {
+    if !is_tunnel(ctx, outer) {
+        return Ok(None);
+    }
+    let Some(peer) = maps::peer(outer.source) else {
+        return Ok(None);
     };
-    let transport = parse::transport(
-        ctx,
-        INNER_OFFSET,
-        &inner,
-        DropReason::InnerShort,
-        DropReason::InnerMalformed,
-    )?;
+    let inner_length = inner_length(ctx, outer)?;
+    carried(ctx, Hook::FromOak0, inner_length, peer.group).map(Some)
+}
+
+/// From what a peer's datagram carries to a frame that an endpoint receives.
+#[inline(always)]
+fn carried(ctx: &TcContext, hook: Hook, inner_length: usize, group: u32) -> Outcome {
+    let inner = inner(ctx, inner_length)?;
+    let mut transport = Transport::default();
+    if parse::is_plain(&inner) {
+        transport = parse::transport(
+            ctx,
+            INNER_OFFSET,
+            &inner,
+            DropReason::InnerShort,
+            DropReason::InnerMalformed,
+        )?;
+    } else {
+        fragment::transport(ctx, INNER_OFFSET, &inner, &mut transport)?;
+    }
     let receiver = maps::endpoint(inner.destination).ok_or(DropReason::DestinationNotLocal)?;
     if !is_service_or_instance(inner.source) {
         return Err(DropReason::SourceNotOverlay);
     }
+    if transport.part == Part::Early {
+        comes_from(inner.source, group)?;
+        return fragment::wait(hook, &inner);
+    }
     let key = parse::flow_key(&inner, &transport);
     deliver::refuse_tunnel_port(&receiver, &key)?;
-    let shown = admit(ctx, &key, &transport, peer.group)?;
-    enter(ctx, &key, &shown, &receiver)
+    let shown = admit(ctx, &key, &transport, group)?;
+    if transport.part == Part::First && fragment::enter(hook, &inner, &transport) {
+        return fragment::hand_up(hook);
+    }
+    enter(ctx, hook, &transport, &key, &shown, &receiver)
 }
 
 /// Whether the packet is for the tunnel port at one of this node's own addresses.
@@ -100,7 +156,7 @@ fn inner_length(ctx: &TcContext, outer: &Ipv4) -> Result<usize, DropReason> {
     Ok(length - UDP_LENGTH)
 }
 
-/// The inner header: IPv4 without options, not a fragment, as long as the datagram says.
+/// The inner header: IPv4, as long as the datagram says.
 #[inline(always)]
 fn inner(ctx: &TcContext, inner_length: usize) -> Result<Ipv4, DropReason> {
     if inner_length == 0 {
@@ -117,7 +173,6 @@ fn inner(ctx: &TcContext, inner_length: usize) -> Result<Ipv4, DropReason> {
     if parse::header_length(&inner) < IPV4_LENGTH || parse::total_length(&inner) != inner_length {
         return Err(DropReason::InnerMalformed);
     }
-    parse::refuse_unsupported(&inner)?;
     Ok(inner)
 }
 
@@ -131,13 +186,19 @@ fn admit(ctx: &TcContext, key: &FlowKey, transport: &Transport, group: u32) -> R
         outbound::show(ctx, &mut shown, transport, &decision);
         return Ok(shown);
     }
-    match maps::instance_index(key.source).and_then(maps::instance) {
-        Some(instance) => lives_with(instance.place.node(), group)?,
-        // No packet on a wire comes from a service: its instances show their own addresses.
-        None if balance::service(key.source).is_some() => return Err(DropReason::SourceNotOnNode),
-        None => {}
-    }
+    comes_from(key.source, group)?;
     Ok(shown)
+}
+
+/// Whether the instance at this address lives with this group of nodes, or is not known yet.
+#[inline(always)]
+fn comes_from(source: [u8; 4], group: u32) -> Result<(), DropReason> {
+    match maps::instance_index(source).and_then(maps::instance) {
+        Some(instance) => lives_with(instance.place.node(), group),
+        // No packet on a wire comes from a service: its instances show their own addresses.
+        None if balance::service(source).is_some() => Err(DropReason::SourceNotOnNode),
+        None => Ok(()),
+    }
 }
 
 #[inline(always)]
@@ -150,10 +211,17 @@ fn lives_with(node: u32, group: u32) -> Result<(), DropReason> {
 
 /// Translates the inner packet, takes the outer headers off and delivers.
 #[inline(always)]
-fn enter(ctx: &TcContext, key: &FlowKey, shown: &FlowKey, receiver: &Endpoint) -> Outcome {
+fn enter(
+    ctx: &TcContext,
+    hook: Hook,
+    transport: &Transport,
+    key: &FlowKey,
+    shown: &FlowKey,
+    receiver: &Endpoint,
+) -> Outcome {
     if shown != key {
-        translate::rewrite(ctx, INNER_OFFSET, key, shown)?;
+        translate::rewrite(ctx, INNER_OFFSET, transport, key, shown)?;
     }
     encap::remove(ctx)?;
-    deliver::to_endpoint(ctx, Hook::FromUplink, receiver)
+    deliver::to_endpoint(ctx, hook, receiver)
 }

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::encapsulation::{OVERHEAD, Outer, Tunnel, source_port};
-use dataplane_ebpf::header::{ETHERNET_LENGTH, IPV4_LENGTH};
+use dataplane_ebpf::header::ETHERNET_LENGTH;
 use dataplane_ebpf::tables::{FlowKey, Node, node_flags};
 use dataplane_ebpf::verdict::{Action, DropReason};
 
@@ -38,7 +38,7 @@ pub fn fits(
     let longest = if segment == 0 {
         inner_length
     } else {
-        IPV4_LENGTH + transport.header_length + segment
+        transport.offset + transport.header_length + segment
     };
     if longest + OVERHEAD > node.mtu as usize {
         Err(DropReason::TooBig)

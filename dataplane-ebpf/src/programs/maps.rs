@@ -4,8 +4,9 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, RateWindow,
-    SentProbe, Service, ServiceCounter, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    BackendKey, Counter, EARLY_FRAGMENTS_PER_WINDOW, Endpoint, Flow, FlowKey, Fragment, FragmentKey,
+    Instance, Node, Peer, Published, PublishedKey, RateWindow, SentProbe, Service, ServiceCounter, Trace,
+    TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -41,6 +42,11 @@ pub static LOCAL_ADDRESSES: HashMap<[u8; 4], u32> =
 #[map]
 pub static PUBLISHED: HashMap<PublishedKey, Published> =
     HashMap::with_max_entries(capacity::PUBLISHED, BPF_F_NO_PREALLOC);
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
+#[map]
+pub static EARLY_FRAGMENTS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -177,9 +183,13 @@ pub fn is_any_tunnel(address: [u8; 4], port: [u8; 2]) -> bool {
 /// Whether another packet from an unknown outer source may be handed up in this window.
 #[inline(always)]
 pub fn may_hand_up_stranger() -> bool {
-    UNKNOWN_PEERS
-        .get_ptr_mut(0)
-        .is_some_and(|rate| within(rate, UNKNOWN_PEERS_PER_WINDOW))
+    may_pass(&UNKNOWN_PEERS, UNKNOWN_PEERS_PER_WINDOW)
+}
+
+/// Whether another fragment may be handed up in this window to wait for its first.
+#[inline(always)]
+pub fn may_hand_up_fragment() -> bool {
+    may_pass(&EARLY_FRAGMENTS, EARLY_FRAGMENTS_PER_WINDOW)
 }
 
 /// Whether another probe may be answered in this window.
@@ -187,19 +197,21 @@ pub fn may_hand_up_stranger() -> bool {
 pub fn may_answer_probe() -> bool {
     // SAFETY: as in `oak0_interface`.
     let most = unsafe { core::ptr::read_volatile(&raw const PROBES_PER_WINDOW) };
-    PROBE_RATE.get_ptr_mut(0).is_some_and(|rate| within(rate, most))
+    may_pass(&PROBE_RATE, most)
 }
 
-/// Whether one more passes in this window, and counts it. `rate` is a checked value of this CPU.
 #[inline(always)]
-fn within(rate: *mut RateWindow, most: u32) -> bool {
+fn may_pass(windows: &PerCpuArray<RateWindow>, limit: u32) -> bool {
+    let Some(rate) = windows.get_ptr_mut(0) else {
+        return false;
+    };
     // SAFETY: a value of this CPU alone, and a program is not preempted by another on the same map's CPU.
     let rate = unsafe { &mut *rate };
     let window = coarse_time();
     if rate.window != window {
         *rate = RateWindow { window, passed: 0 };
     }
-    let allowed = rate.passed < most;
+    let allowed = rate.passed < limit;
     if allowed {
         rate.passed += 1;
     }

@@ -9,6 +9,8 @@
 //!                        ├ admit ─ inner ─ flow ─ translate ─ decapsulate ─ deliver
 //! from_loopback ─────────┴ published ─ flow ─ translate ─ deliver, and back from from_endpoint
 //! ```
+//!
+//! A fragment that comes before its datagram's first goes to oak0 from every hook, and comes back behind the first.
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
@@ -21,6 +23,7 @@ mod balance;
 mod deliver;
 mod encap;
 mod flow;
+mod fragment;
 mod maps;
 mod outbound;
 mod packet;
@@ -32,11 +35,14 @@ mod reset;
 mod trace;
 mod translate;
 
+// The entry points are inlined into what the macro makes of them: a call would take 32 of the 512 bytes of stack.
+
 /// What a walk ends in.
 type Outcome = Result<Action, DropReason>;
 
 /// A frame that an endpoint sent: tc ingress of the host's end of its link.
 #[classifier]
+#[inline(always)]
 pub fn from_endpoint(mut ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromEndpoint);
@@ -45,6 +51,7 @@ pub fn from_endpoint(mut ctx: TcContext) -> i32 {
 
 /// A frame that NetManager wrote back, or one for the node itself: tc ingress of `oak0`.
 #[classifier]
+#[inline(always)]
 pub fn from_oak0(mut ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromOak0);
@@ -53,6 +60,7 @@ pub fn from_oak0(mut ctx: TcContext) -> i32 {
 
 /// A frame that the node itself sent: tc egress of `oak0`.
 #[classifier]
+#[inline(always)]
 pub fn from_host(mut ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = outbound::walk(&mut ctx, Hook::FromHost);
@@ -61,6 +69,7 @@ pub fn from_host(mut ctx: TcContext) -> i32 {
 
 /// A frame from the wire: tc ingress of an uplink.
 #[classifier]
+#[inline(always)]
 pub fn from_uplink(mut ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = admit::walk(&mut ctx);
@@ -69,6 +78,7 @@ pub fn from_uplink(mut ctx: TcContext) -> i32 {
 
 /// A frame that the node itself sent to itself: tc egress of `lo`.
 #[classifier]
+#[inline(always)]
 pub fn from_loopback(ctx: TcContext) -> i32 {
     trace::begin();
     let outcome = published::from_loopback(&ctx);

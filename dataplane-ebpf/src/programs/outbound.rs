@@ -8,9 +8,10 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::flow::Decision;
 use super::maps::Direction;
-use super::parse::Transport;
+use super::parse::{Part, Transport};
 use super::{
-    Outcome, arp, balance, deliver, encap, flow, maps, packet, parse, published, redirect, reset, translate,
+    Outcome, admit, arp, balance, deliver, encap, flow, fragment, maps, packet, parse, published, redirect,
+    reset, translate,
 };
 
 /// The congestion bits of the type of service (RFC 3168).
@@ -40,8 +41,16 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
         return Ok(Action::Pass);
     }
     let ip = parse::ipv4(ctx)?;
+    if matches!(hook, Hook::FromOak0)
+        && !in_overlay(ip.destination)
+        && let Some(action) = admit::written_back(ctx, &ip)?
+    {
+        return Ok(action);
+    }
     let endpoint = match source(ctx, hook, &ip)? {
         Some(endpoint) => endpoint,
+        // The node's own, out of an interface that leads to NetManager only: nobody here speaks to a tunnel.
+        None if packet::ingress_interface(ctx) == 0 => return not_ours(ctx, &ip),
         None => return Ok(Action::Pass),
     };
     if !is_service_or_instance(ip.destination) {
@@ -61,14 +70,24 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
         }
         return not_ours(ctx, &ip);
     }
-    parse::refuse_unsupported(&ip)?;
-    let transport = parse::transport(
-        ctx,
-        ETHERNET_LENGTH,
-        &ip,
-        DropReason::Short,
-        DropReason::Malformed,
-    )?;
+    let mut transport = Transport::default();
+    if parse::is_plain(&ip) {
+        transport = parse::transport(
+            ctx,
+            ETHERNET_LENGTH,
+            &ip,
+            DropReason::Short,
+            DropReason::Malformed,
+        )?;
+    } else {
+        fragment::transport(ctx, ETHERNET_LENGTH, &ip, &mut transport)?;
+        if transport.part == Part::Early {
+            return fragment::wait(hook, &ip);
+        }
+        if transport.part == Part::First && fragment::enter(hook, &ip, &transport) {
+            return fragment::hand_up(hook);
+        }
+    }
     let key = parse::flow_key(&ip, &transport);
 
     match destination(&key, &transport)? {
@@ -83,7 +102,9 @@ pub fn walk(ctx: &mut TcContext, hook: Hook) -> Outcome {
                 Ok(Action::Park)
             }
         },
-        Destination::Refused if ip.protocol == PROTOCOL_TCP => reset::answer(ctx, &ip, &endpoint),
+        Destination::Refused if ip.protocol == PROTOCOL_TCP && transport.part != Part::Later => {
+            reset::answer(ctx, &ip, &endpoint)
+        }
         Destination::Refused => Err(DropReason::NoFlow),
     }
 }
@@ -226,13 +247,13 @@ fn forward(
         if let Some((decision, _)) = flow::answered(&sent, transport)? {
             show(ctx, &mut sent, transport, &decision);
         }
-        translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
+        translate::rewrite(ctx, ETHERNET_LENGTH, transport, key, &sent)?;
         return deliver::to_endpoint(ctx, hook, &receiver);
     }
     let node = encap::path(place.node())?;
     let inner_length = parse::total_length(ip);
     encap::fits(ctx, node, inner_length, transport)?;
-    translate::rewrite(ctx, ETHERNET_LENGTH, key, &sent)?;
+    translate::rewrite(ctx, ETHERNET_LENGTH, transport, key, &sent)?;
     // Without the inner packet's congestion bits: nobody would carry a mark that the outer packet got back inside
     // (RFC 6040, compatibility mode).
     encap::send(ctx, node, &sent, ip.type_of_service & !ECN, inner_length)

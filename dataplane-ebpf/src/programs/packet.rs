@@ -40,6 +40,12 @@ pub fn read<T: Copy>(ctx: &TcContext, offset: usize) -> Option<T> {
     Some(unsafe { *header })
 }
 
+/// As [`read`], wherever the bytes lie and whatever is known of `offset`: the kernel's helper copies them.
+#[inline(always)]
+pub fn load<T: Copy>(ctx: &TcContext, offset: usize) -> Option<T> {
+    ctx.load(offset).ok()
+}
+
 /// Length of the frame in bytes, with what lies outside the linear part.
 #[inline(always)]
 pub fn length(ctx: &TcContext) -> usize {

@@ -11,17 +11,33 @@ use dataplane_ebpf::verdict::DropReason;
 
 use super::packet;
 
+/// Which part of a datagram a packet carries.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Part {
+    #[default]
+    Whole,
+    /// The first fragment, with the transport header.
+    First,
+    /// A fragment without a transport header: its ports are those of the first.
+    Later,
+    /// The same, and the first has not been seen: nobody knows its ports.
+    Early,
+}
+
 /// The transport header's part in a flow.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Transport {
     pub source_port: [u8; 2],
     pub destination_port: [u8; 2],
+    /// Bytes of the IPv4 header, with options: where the transport header begins.
+    pub offset: usize,
     /// Bytes of the header: what each segment of a superframe repeats.
     pub header_length: usize,
     /// TCP flags; zero for other protocols.
     pub tcp_flags: u8,
     /// Whether the packet may begin a flow to a service: a SYN, a datagram, an echo request.
     pub begins: bool,
+    pub part: Part,
 }
 
 /// Whether the frame carries IPv4.
@@ -31,7 +47,7 @@ pub fn is_ipv4(ctx: &TcContext) -> bool {
 }
 
 /// The IPv4 header behind the Ethernet header, its lengths checked against each other and the frame.
-/// The frame may be longer (padding), never shorter. Options are allowed; [`refuse_unsupported`] counts them.
+/// The frame may be longer (padding), never shorter.
 #[inline(always)]
 pub fn ipv4(ctx: &TcContext) -> Result<Ipv4, DropReason> {
     let ip = packet::read::<Ipv4>(ctx, ETHERNET_LENGTH).ok_or(DropReason::Short)?;
@@ -66,20 +82,14 @@ pub fn fragment_word(ip: &Ipv4) -> u16 {
     u16::from_be_bytes(ip.flags_and_offset)
 }
 
-/// Counts what the overlay does not carry.
+/// Whether the packet is what most are: neither with options nor a fragment.
 #[inline(always)]
-pub fn refuse_unsupported(ip: &Ipv4) -> Result<(), DropReason> {
-    if header_length(ip) != IPV4_LENGTH {
-        return Err(DropReason::IpOptions);
-    }
-    if fragment_word(ip) & IPV4_FRAGMENT_MASK != 0 {
-        return Err(DropReason::Fragment);
-    }
-    Ok(())
+pub fn is_plain(ip: &Ipv4) -> bool {
+    header_length(ip) == IPV4_LENGTH && fragment_word(ip) & IPV4_FRAGMENT_MASK == 0
 }
 
-/// The transport header of the IPv4 packet without options at `ip_offset`. `short` and `malformed` are the
-/// reasons to count, which differ between a packet and the inner packet of a tunnel.
+/// The transport header of the plain IPv4 packet at `ip_offset`. `short` and `malformed` are the reasons to count,
+/// which differ between a packet and the inner packet of a tunnel.
 #[inline(always)]
 pub fn transport(
     ctx: &TcContext,
@@ -88,14 +98,33 @@ pub fn transport(
     short: DropReason,
     malformed: DropReason,
 ) -> Result<Transport, DropReason> {
-    let offset = ip_offset + IPV4_LENGTH;
-    let available = total_length(ip) - IPV4_LENGTH;
+    transport_header::<true>(ctx, ip_offset, ip, short, malformed)
+}
+
+/// As [`transport`], of any packet but a later fragment. Whether it is `PLAIN` is known when this is compiled: then
+/// the header is where it always is.
+#[inline(always)]
+pub fn transport_header<const PLAIN: bool>(
+    ctx: &TcContext,
+    ip_offset: usize,
+    ip: &Ipv4,
+    short: DropReason,
+    malformed: DropReason,
+) -> Result<Transport, DropReason> {
+    let length = if PLAIN { IPV4_LENGTH } else { header_length(ip) };
+    let offset = ip_offset + length;
+    let available = total_length(ip) - length;
+    let part = if PLAIN || fragment_word(ip) & IPV4_FRAGMENT_MASK == 0 {
+        Part::Whole
+    } else {
+        Part::First
+    };
     match ip.protocol {
         PROTOCOL_TCP => {
             if available < TCP_LENGTH {
                 return Err(short);
             }
-            let tcp = packet::read::<Tcp>(ctx, offset).ok_or(short)?;
+            let tcp = read::<Tcp, PLAIN>(ctx, offset).ok_or(short)?;
             let header_length = ((tcp.data_offset >> 4) as usize) * 4;
             if header_length < TCP_LENGTH || header_length > available {
                 return Err(malformed);
@@ -104,33 +133,38 @@ pub fn transport(
             Ok(Transport {
                 source_port: tcp.source,
                 destination_port: tcp.destination,
+                offset: length,
                 header_length,
                 tcp_flags: tcp.flags,
                 begins: tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN,
+                part,
             })
         }
         PROTOCOL_UDP => {
             if available < UDP_LENGTH {
                 return Err(short);
             }
-            let udp = packet::read::<Udp>(ctx, offset).ok_or(short)?;
-            let length = u16::from_be_bytes(udp.length) as usize;
-            if length < UDP_LENGTH || length > available {
+            let udp = read::<Udp, PLAIN>(ctx, offset).ok_or(short)?;
+            let datagram = u16::from_be_bytes(udp.length) as usize;
+            // A first fragment has only the beginning of what it says.
+            if datagram < UDP_LENGTH || part == Part::Whole && datagram > available {
                 return Err(malformed);
             }
             Ok(Transport {
                 source_port: udp.source,
                 destination_port: udp.destination,
+                offset: length,
                 header_length: UDP_LENGTH,
                 tcp_flags: 0,
                 begins: true,
+                part,
             })
         }
         PROTOCOL_ICMP => {
             if available < ICMP_LENGTH {
                 return Err(short);
             }
-            let echo = packet::read::<IcmpEcho>(ctx, offset).ok_or(short)?;
+            let echo = read::<IcmpEcho, PLAIN>(ctx, offset).ok_or(short)?;
             let (source_port, destination_port) = match (echo.kind, echo.code) {
                 (ICMP_ECHO_REQUEST, 0) => (echo.identifier, [0; 2]),
                 (ICMP_ECHO_REPLY, 0) => ([0; 2], echo.identifier),
@@ -141,12 +175,24 @@ pub fn transport(
             Ok(Transport {
                 source_port,
                 destination_port,
+                offset: length,
                 header_length: ICMP_LENGTH,
                 tcp_flags: 0,
                 begins: echo.kind == ICMP_ECHO_REQUEST,
+                part,
             })
         }
         _ => Err(DropReason::Protocol),
+    }
+}
+
+/// Copies a header out of the frame. Where it lies is known when this is compiled, or the helper finds it.
+#[inline(always)]
+fn read<T: Copy, const PLAIN: bool>(ctx: &TcContext, offset: usize) -> Option<T> {
+    if PLAIN {
+        packet::read(ctx, offset)
+    } else {
+        packet::load(ctx, offset)
     }
 }
 

@@ -10,17 +10,17 @@
 //!
 //! Only a SYN, a datagram, or what belongs to a flow that was begun so is translated. All else with the number of a
 //! published port passes unchanged: it may be an answer to a connection that the node, or somebody it masquerades,
-//! has made from that port.
+//! has made from that port. So do later fragments that come before their first, because nobody knows their ports.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_ebpf::address::in_overlay;
-use dataplane_ebpf::header::{ETHERNET_LENGTH, Ethernet, IPV4_OFFSET_MASK, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
+use dataplane_ebpf::header::{ETHERNET_LENGTH, Ethernet, Ipv4, PROTOCOL_TCP, PROTOCOL_UDP};
 use dataplane_ebpf::tables::{Flow, FlowKey, Instance, LOOPBACK, Published, THIS_NODE, state};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::flow::{Decision, Opening};
-use super::parse::Transport;
-use super::{Outcome, deliver, flow, maps, packet, parse, redirect, translate};
+use super::parse::{Part, Transport};
+use super::{Outcome, deliver, flow, fragment, maps, packet, parse, redirect, translate};
 
 /// The address by which the node's own processes reach the node, besides those of its interfaces.
 const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
@@ -70,7 +70,10 @@ pub fn enter(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, D
         zero: [0; 3],
     };
     let receiver = maps::endpoint(sent.destination).ok_or(DropReason::EndpointGone)?;
-    translate::rewrite(ctx, ETHERNET_LENGTH, &key, &sent)?;
+    if transport.part == Part::First {
+        fragment::enter(hook, ip, &transport);
+    }
+    translate::rewrite(ctx, ETHERNET_LENGTH, &transport, &key, &sent)?;
     deliver::to_endpoint(ctx, hook, &receiver)?;
     Ok(Some(Action::Publish))
 }
@@ -107,7 +110,10 @@ pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, 
     if key.protocol == PROTOCOL_UDP && maps::is_any_tunnel(sent.destination, sent.destination_port) {
         return Err(DropReason::TunnelFromEndpoint);
     }
-    translate::rewrite(ctx, ETHERNET_LENGTH, &key, &sent)?;
+    if transport.part == Part::First {
+        fragment::enter(hook, ip, &transport);
+    }
+    translate::rewrite(ctx, ETHERNET_LENGTH, &transport, &key, &sent)?;
     if decision.state & state::FROM_NODE != 0 {
         to_node(ctx)?;
     } else if in_overlay(sent.destination) {
@@ -122,22 +128,32 @@ pub fn answer(ctx: &TcContext, hook: Hook, ip: &Ipv4) -> Result<Option<Action>, 
 /// The endpoint that has published the packet's destination port. Most packets of a wire end here.
 #[inline(always)]
 fn port(ctx: &TcContext, ip: &Ipv4) -> Option<Published> {
-    if !matches!(ip.protocol, PROTOCOL_TCP | PROTOCOL_UDP) || parse::fragment_word(ip) & IPV4_OFFSET_MASK != 0
-    {
+    if !matches!(ip.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
         return None;
     }
-    // Both have their ports at the same place.
-    let (_, port) = parse::udp_ports(ctx, ETHERNET_LENGTH + parse::header_length(ip))?;
+    let (_, port) = if fragment::is_later(ip) {
+        fragment::ports(ip)?
+    } else {
+        // Both have their ports at the same place.
+        parse::udp_ports(ctx, ETHERNET_LENGTH + parse::header_length(ip))?
+    };
     maps::published(ip.protocol, port)
 }
 
-/// The transport header of what can be translated: TCP or UDP, not a fragment, without options in front.
+/// The transport header of what can be translated: TCP or UDP, and of a later fragment the first is known.
 #[inline(always)]
 fn transport(ctx: &TcContext, ip: &Ipv4) -> Option<Transport> {
-    if !matches!(ip.protocol, PROTOCOL_TCP | PROTOCOL_UDP) || parse::refuse_unsupported(ip).is_err() {
+    if !matches!(ip.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
         return None;
     }
-    parse::transport(ctx, ETHERNET_LENGTH, ip, DropReason::Short, DropReason::Malformed).ok()
+    if parse::is_plain(ip) {
+        return parse::transport(ctx, ETHERNET_LENGTH, ip, DropReason::Short, DropReason::Malformed).ok();
+    }
+    let mut transport = Transport::default();
+    match fragment::transport(ctx, ETHERNET_LENGTH, ip, &mut transport) {
+        Ok(()) if transport.part != Part::Early => Some(transport),
+        Ok(()) | Err(_) => None,
+    }
 }
 
 /// Whether the address is one by which the client reaches this node.

@@ -29,12 +29,12 @@ const _: () = assert!(size_of::<Headers>() == IPV4_LENGTH + TCP_LENGTH);
 /// answered, it is only dropped.
 #[inline(always)]
 pub fn answer(ctx: &TcContext, ip: &Ipv4, endpoint: &Endpoint) -> Outcome {
-    let tcp = packet::read::<Tcp>(ctx, ETHERNET_LENGTH + IPV4_LENGTH).ok_or(DropReason::Short)?;
+    let tcp: Tcp = packet::load(ctx, ETHERNET_LENGTH + parse::header_length(ip)).ok_or(DropReason::Short)?;
     if tcp.flags & TCP_RST != 0 {
         return Err(DropReason::NoFlow);
     }
     let header_length = ((tcp.data_offset >> 4) as usize) * 4;
-    let payload = parse::total_length(ip) - IPV4_LENGTH - header_length;
+    let payload = parse::total_length(ip) - parse::header_length(ip) - header_length;
     let consumed = payload as u32 + u32::from(tcp.flags & TCP_SYN != 0) + u32::from(tcp.flags & TCP_FIN != 0);
     let (sequence, acknowledgement, flags) = if tcp.flags & TCP_ACK != 0 {
         (tcp.acknowledgement, [0; 4], TCP_RST)

@@ -8,6 +8,7 @@ use dataplane_ebpf::tables::FlowKey;
 use dataplane_ebpf::verdict::DropReason;
 
 use super::packet;
+use super::parse::{Part, Transport};
 
 /// Offset of the checksum in each transport header.
 const TCP_CHECKSUM: usize = 16;
@@ -20,14 +21,23 @@ const ICMP_IDENTIFIER: usize = 4;
 ///
 /// The transport checksum goes through the kernel's helper, which alone knows whether the packet carries a
 /// finished sum or only that of the pseudo-header, to be finished by the sender's interface. The sum of the
-/// IPv4 header is always finished, so it is written directly.
+/// IPv4 header is always finished, so it is written directly. A later fragment has neither ports nor a sum; its
+/// datagram's are in the first.
 #[inline(always)]
-pub fn rewrite(ctx: &TcContext, ip_offset: usize, old: &FlowKey, new: &FlowKey) -> Result<(), DropReason> {
-    let transport = ip_offset + IPV4_LENGTH;
+pub fn rewrite(
+    ctx: &TcContext,
+    ip_offset: usize,
+    header: &Transport,
+    old: &FlowKey,
+    new: &FlowKey,
+) -> Result<(), DropReason> {
+    let transport = ip_offset + header.offset;
     let addresses = Difference::default()
         .address(old.source, new.source)
         .address(old.destination, new.destination);
-    let ports = old.source_port != new.source_port || old.destination_port != new.destination_port;
+    let is_later = header.part == Part::Later;
+    let ports =
+        !is_later && (old.source_port != new.source_port || old.destination_port != new.destination_port);
 
     let (checksum, flags) = match old.protocol {
         PROTOCOL_TCP => (transport + TCP_CHECKSUM, 0),
@@ -35,7 +45,7 @@ pub fn rewrite(ctx: &TcContext, ip_offset: usize, old: &FlowKey, new: &FlowKey) 
         PROTOCOL_ICMP => (transport + ICMP_CHECKSUM, 0),
         _ => return Err(DropReason::Protocol),
     };
-    if old.protocol != PROTOCOL_ICMP {
+    if old.protocol != PROTOCOL_ICMP && !is_later {
         let difference = u64::from(addresses.to_u32());
         replace(ctx, checksum, difference, flags | u64::from(BPF_F_PSEUDO_HDR))?;
     }
@@ -63,15 +73,30 @@ pub fn rewrite(ctx: &TcContext, ip_offset: usize, old: &FlowKey, new: &FlowKey) 
         } else {
             new.source_port
         };
-        let field =
-            packet::at::<[u8; 2]>(ctx, transport + ICMP_IDENTIFIER).ok_or(DropReason::KernelRefused)?;
-        // SAFETY: as above.
-        unsafe { *field = identifier };
-    } else {
-        let field = packet::at::<[[u8; 2]; 2]>(ctx, transport).ok_or(DropReason::KernelRefused)?;
-        // SAFETY: as above.
-        unsafe { *field = [new.source_port, new.destination_port] };
+        return write(ctx, ip_offset, ICMP_IDENTIFIER, header, identifier);
     }
+    write(ctx, ip_offset, 0, header, [new.source_port, new.destination_port])
+}
+
+/// Writes a field of the transport header at `offset` in it.
+#[inline(always)]
+fn write<T: Copy>(
+    ctx: &TcContext,
+    ip_offset: usize,
+    offset: usize,
+    header: &Transport,
+    value: T,
+) -> Result<(), DropReason> {
+    if header.offset != IPV4_LENGTH {
+        // Behind options: the helper finds it.
+        return match ctx.store(ip_offset + header.offset + offset, &value, 0) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(DropReason::KernelRefused),
+        };
+    }
+    let field = packet::at::<T>(ctx, ip_offset + IPV4_LENGTH + offset).ok_or(DropReason::KernelRefused)?;
+    // SAFETY: `at` has checked the bounds, and no helper runs before the last use.
+    unsafe { field.write_unaligned(value) };
     Ok(())
 }
 

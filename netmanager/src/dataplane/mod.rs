@@ -33,7 +33,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 19] = [
+pub const MAPS: [&str; 21] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -47,6 +47,8 @@ pub const MAPS: [&str; 19] = [
     "CURSORS",
     "LOCAL_ADDRESSES",
     "PUBLISHED",
+    "FRAGMENTS",
+    "EARLY_FRAGMENTS",
     "UNKNOWN_PEERS",
     "PROBES",
     "PROBE_RATE",

@@ -6,8 +6,8 @@ use std::{fs, io};
 
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, LAYOUT, Node, Peer, Published, PublishedKey,
-    RateWindow, SentProbe, Service, ServiceCounter, Trace, TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Instance, LAYOUT, Node, Peer,
+    Published, PublishedKey, RateWindow, SentProbe, Service, ServiceCounter, Trace, TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program, attach};
@@ -193,8 +193,9 @@ fn sizes(name: &str) -> (usize, usize) {
         "SERVICES" => (ADDRESS, size_of::<Service>()),
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),
+        "FRAGMENTS" => (size_of::<FragmentKey>(), size_of::<Fragment>()),
         "PROBES" => (INDEX, size_of::<SentProbe>()),
-        "UNKNOWN_PEERS" | "PROBE_RATE" => (INDEX, size_of::<RateWindow>()),
+        "EARLY_FRAGMENTS" | "UNKNOWN_PEERS" | "PROBE_RATE" => (INDEX, size_of::<RateWindow>()),
         "TRACE" => (INDEX, size_of::<Trace>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),
         "SERVICE_COUNTERS" => (INDEX, size_of::<ServiceCounter>()),

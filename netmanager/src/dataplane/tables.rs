@@ -3,8 +3,8 @@
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
-    BackendKey, Counter, Endpoint, Flow, FlowKey, Instance, Node, Peer, Published, PublishedKey, SentProbe,
-    Service, ServiceCounter, Trace, TunnelKey,
+    BackendKey, Counter, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Instance, Node, Peer, Published,
+    PublishedKey, SentProbe, Service, ServiceCounter, Trace, TunnelKey,
 };
 
 use super::DataplaneError;
@@ -30,6 +30,7 @@ pub struct Tables {
     pub local_addresses: HashMap<MapData, Address, u32>,
     pub published: HashMap<MapData, PublishedKey, Published>,
     pub probes: Array<MapData, SentProbe>,
+    pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     pub counters: PerCpuArray<MapData, Counter>,
     pub service_counters: PerCpuArray<MapData, ServiceCounter>,
     pub trace: PerCpuArray<MapData, Trace>,
@@ -53,6 +54,7 @@ impl Tables {
             local_addresses: take(programs, "LOCAL_ADDRESSES")?,
             published: take(programs, "PUBLISHED")?,
             probes: take(programs, "PROBES")?,
+            fragments: take(programs, "FRAGMENTS")?,
             counters: take(programs, "COUNTERS")?,
             service_counters: take(programs, "SERVICE_COUNTERS")?,
             trace: take(programs, "TRACE")?,

@@ -226,6 +226,12 @@ impl Directory {
         self.nodes.keys().any(|key| key.address == address)
     }
 
+    /// Index of the interface by which tunnel datagrams from this address come in; `None` when it is no peer's.
+    pub fn peer_interface(&self, address: Ipv4Addr) -> Option<u32> {
+        let peer = self.tables.peers.get(&address.octets(), 0).ok()?;
+        Some(peer.interface)
+    }
+
     fn forget_node(&mut self, key: NodeKey) -> Result<(), DataplaneError> {
         let Some(known) = self.nodes.remove(&key) else {
             return Ok(());

@@ -19,6 +19,7 @@ mod names;
 mod paths;
 mod probing;
 mod published;
+mod reassembled;
 mod reconcile;
 mod records;
 mod restore;

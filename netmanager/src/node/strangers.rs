@@ -1,6 +1,7 @@
 //! The socket of the tunnel port.
 //!
-//! The data plane takes every datagram of a known peer before it gets here. What does get here comes from an
+//! The data plane takes every whole datagram of a known peer before it gets here. Those that came in fragments the
+//! kernel has put together, and they go back to the data plane. What else gets here comes from an
 //! address that is no peer's, a few per second at most. Nothing of it is delivered; but its inner source may name
 //! an instance of which the cluster knows the node, and if that node is where the datagram came from, it is a peer
 //! from now on.
@@ -9,7 +10,7 @@
 //! and what the cluster has said of an inner source is not asked again for a while, whoever claims it.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 
+use super::reassembled::{self, Datagram};
 use super::{Node, lock};
 use crate::host::TUNNEL_MARK;
 use crate::parking::{FAILED_FOR, UNKNOWN_FOR};
@@ -36,27 +38,38 @@ pub(super) fn listen(port: u16) -> anyhow::Result<UdpSocket> {
     let context = || format!("taking the tunnel port, UDP {port}; does another program have it?");
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(context)?;
     setsockopt(&socket.as_fd(), sockopt::Mark, &TUNNEL_MARK).context("marking the tunnel socket")?;
+    setsockopt(&socket.as_fd(), sockopt::Ipv4PacketInfo, &true)
+        .context("asking for the interface of what the tunnel socket receives")?;
     socket.set_nonblocking(true)?;
     Ok(UdpSocket::from_std(socket)?)
 }
 
 impl Node {
     pub(super) async fn serve_strangers(self: Arc<Self>, socket: Arc<UdpSocket>) {
-        let mut buffer = [0; 64];
+        let mut buffer = vec![0; usize::from(u16::MAX)];
         let questions = Arc::new(Semaphore::new(QUESTIONS));
         let claims = Arc::new(Mutex::new(Claims::default()));
         loop {
-            let (sender, source) = match socket.recv_from(&mut buffer).await {
-                Ok((length, SocketAddr::V4(sender))) => match inner_source(&buffer[..length]) {
-                    Some(source) => (*sender.ip(), source),
-                    None => continue,
-                },
-                Ok((_, SocketAddr::V6(_))) => continue,
+            let datagram = match reassembled::receive(&socket, &mut buffer).await {
+                Ok(Some(datagram)) => datagram,
+                Ok(None) => continue,
                 // An ICMP error that belongs to nothing we sent, or a shortage; the socket itself is whole.
                 Err(error) => {
                     tracing::debug!(%error, "tunnel socket");
                     continue;
                 }
+            };
+            let Datagram { sender, payload, .. } = datagram;
+            let sender = *sender.ip();
+            let home = self.directory().peer_interface(sender);
+            if let Some(interface) = home {
+                if interface == datagram.interface {
+                    self.write_back(&datagram.frame(self.config.listen_port)).await;
+                }
+                continue;
+            }
+            let Some(source) = inner_source(payload) else {
+                continue;
             };
             if !self.may_live_at(source, sender) {
                 continue;

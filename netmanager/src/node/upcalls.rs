@@ -1,4 +1,5 @@
-//! First packets: what the data plane hands up because it does not know the destination.
+//! First packets: what the data plane hands up because it does not know the destination, and fragments of which it
+//! does not know the ports yet.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use dataplane_ebpf::header::{ETHERNET_LENGTH, ETHERTYPE_IPV4};
 use tokio::sync::mpsc;
 
 use super::{Node, lock};
+use crate::fragments::{Fragment, Fragments, Taken};
 use crate::host::oak0::FRAME_CAPACITY;
 use crate::parking::{FAILED_FOR, Parked, UNKNOWN_FOR};
 use crate::resolver::ResolveError;
@@ -26,15 +28,22 @@ impl Node {
     pub(super) async fn serve_upcalls(self: Arc<Self>) {
         let mut buffer = vec![0; FRAME_CAPACITY];
         let (answered, mut answers) = mpsc::unbounded_channel();
+        let mut fragments = Fragments::default();
         loop {
             tokio::select! {
                 // Answers first: what waits is older than what comes.
                 biased;
                 Some(destination) = answers.recv() => self.release(destination).await,
+                () = reached(fragments.next_end()) => {
+                    for frame in fragments.expire(Instant::now()) {
+                        // In vain: the data plane drops it, and counts it.
+                        self.write_back(&frame).await;
+                    }
+                }
                 received = self.oak0.receive(&mut buffer) => match received {
                     Ok(length) => {
                         self.note_upcalls(None);
-                        self.take(&buffer[..length], &answered).await;
+                        self.take(&buffer[..length], &mut fragments, &answered).await;
                     }
                     Err(error) => {
                         self.note_upcalls(Some(format!("oak0 cannot be read: {error}")));
@@ -58,7 +67,33 @@ impl Node {
         *before = broken;
     }
 
-    async fn take(self: &Arc<Self>, frame: &[u8], answered: &mpsc::UnboundedSender<Ipv4Addr>) {
+    /// Lets a fragment wait for the first of its datagram, and everything else go on.
+    async fn take(
+        self: &Arc<Self>,
+        frame: &[u8],
+        fragments: &mut Fragments,
+        answered: &mpsc::UnboundedSender<Ipv4Addr>,
+    ) {
+        let Some(fragment) = Fragment::of(frame, self.config.listen_port) else {
+            return self.carry(frame, answered).await;
+        };
+        match fragments.take(fragment, frame, Instant::now()) {
+            Taken::Go(frames) => {
+                for frame in frames {
+                    if fragment.key.tunnelled {
+                        self.write_back(&frame).await;
+                    } else {
+                        self.carry(&frame, answered).await;
+                    }
+                }
+            }
+            Taken::Held => {}
+            Taken::Full => self.write_back(frame).await,
+        }
+    }
+
+    /// Writes a packet back whose destination is known, and parks any other.
+    async fn carry(self: &Arc<Self>, frame: &[u8], answered: &mpsc::UnboundedSender<Ipv4Addr>) {
         let Some(destination) = destination(frame) else {
             return;
         };
@@ -132,10 +167,18 @@ impl Node {
         }
     }
 
-    async fn write_back(&self, frame: &[u8]) {
+    pub(super) async fn write_back(&self, frame: &[u8]) {
         if let Err(error) = self.oak0.send(frame).await {
             tracing::warn!(%error, "a packet that waited cannot be written back");
         }
+    }
+}
+
+/// Waits for an instant, or for ever.
+async fn reached(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
     }
 }
 

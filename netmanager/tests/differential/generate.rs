@@ -236,6 +236,13 @@ pub fn case(random: &mut StdRng) -> Case {
     .choose(random)
     .expect("some");
     let mut frame = match hook {
+        // What NetManager has put together, or has held.
+        Hook::Oak0 if random.random_bool(0.3) => {
+            let source = any_shown(random);
+            let destination = *LOCAL_ENDPOINTS.choose(random).expect("some");
+            let inner = packet(random, source, destination);
+            datagram(random, &inner)
+        }
         Hook::Endpoint | Hook::Oak0 | Hook::Host => {
             let source = *LOCAL_ENDPOINTS.choose(random).expect("some");
             let destination = destination(random);
@@ -367,6 +374,40 @@ pub fn more(random: &mut StdRng, node: &Node) -> Option<Case> {
     })
 }
 
+/// Another fragment of a datagram of which there was one.
+pub fn piece(random: &mut StdRng, node: &Node) -> Option<Case> {
+    let (datagram, _) = node.fragments.iter().choose(random)?;
+    let mut packet = packet(random, datagram.source, datagram.destination);
+    packet[4..6].copy_from_slice(&datagram.identification.to_be_bytes());
+    let fragment: u16 = *[0x2000, 0x2001, 0x0003].choose(random).expect("some");
+    packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+    packet[9] = datagram.protocol;
+    packet[10..12].fill(0);
+    let length = usize::from(packet[0] & 0x0f) * 4;
+    let sum = sum(&packet[..length]);
+    packet[10..12].copy_from_slice(&(!sum).to_be_bytes());
+    let is_back = random.random_bool(0.3);
+    let (hook, mut frame) = if LOCAL_ENDPOINTS.contains(&datagram.source) {
+        let hook = if datagram.source == HOST_ADDRESS {
+            Hook::Host
+        } else {
+            Hook::Endpoint
+        };
+        (hook, ethernet(&packet))
+    } else if LOCAL_ENDPOINTS.contains(&datagram.destination) {
+        (Hook::Uplink, self::datagram(random, &packet))
+    } else {
+        (Hook::Uplink, ethernet(&packet))
+    };
+    let length = frame.len().max(54);
+    frame.resize(length, 0);
+    Some(Case {
+        hook: if is_back { Hook::Oak0 } else { hook },
+        ingress: 0,
+        frame,
+    })
+}
+
 fn destination(random: &mut StdRng) -> Address {
     match random.random_range(0..10) {
         0..5 => *SERVICES.choose(random).expect("some"),
@@ -435,24 +476,39 @@ fn transport(
 }
 
 fn ipv4(random: &mut StdRng, source: Address, destination: Address, protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let options = if random.random_bool(0.02) { 4 } else { 0 };
+    const OPTIONS: [&[u8]; 7] = [
+        &[1; 4],
+        &[1; 40],
+        &[7, 7, 4, 0, 0, 0, 0, 0],
+        &[148, 4, 0, 0],
+        &[131, 3, 4, 0],
+        &[1, 137, 3, 4],
+        &[7, 9, 4, 0],
+    ];
+    let options = if random.random_bool(0.05) {
+        *OPTIONS.choose(random).expect("some")
+    } else {
+        &[][..]
+    };
     let fragment: u16 = *[0, 0x4000, 0x4000, 0x4000, 0x4000, 0x4000]
         .choose(random)
         .expect("some");
-    let fragment = if random.random_bool(0.02) {
-        0x2000 | random.random_range(0..3)
+    let fragment = if random.random_bool(0.05) {
+        *[0x2000, 0x2000, 0x2001, 0x2002, 0x0002]
+            .choose(random)
+            .expect("some")
     } else {
         fragment
     };
-    let total = (20 + options + payload.len()) as u16;
-    let mut packet = vec![0x45 + (options / 4) as u8, random.random()];
+    let total = (20 + options.len() + payload.len()) as u16;
+    let mut packet = vec![0x45 + (options.len() / 4) as u8, random.random()];
     packet.extend(total.to_be_bytes());
-    packet.extend([0x42, 0x42]);
+    packet.extend([0x42, *[0x42, 0x43].choose(random).expect("some")]);
     packet.extend(fragment.to_be_bytes());
     packet.extend([*[64, 1, 255].choose(random).expect("some"), protocol, 0, 0]);
     packet.extend(source);
     packet.extend(destination);
-    packet.extend(vec![1; options]);
+    packet.extend(options);
     packet.extend(payload);
     packet
 }
@@ -534,7 +590,12 @@ fn tunnelled(random: &mut StdRng, source: Address, inner: &[u8]) -> Vec<u8> {
     let total = (20 + udp.len()) as u16;
     let mut packet = vec![0x45, 0];
     packet.extend(total.to_be_bytes());
-    packet.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    let fragment = if random.random_bool(0.03) {
+        *[[0x20, 0], [0x20, 5], [0, 5]].choose(random).expect("some")
+    } else {
+        [0x40, 0]
+    };
+    packet.extend([0, 0, fragment[0], fragment[1], 64, 17, 0, 0]);
     packet.extend(source);
     packet.extend(OUTERS[0]);
     let sum = sum(&packet);

@@ -1,5 +1,7 @@
 //! The other side: the loaded programs, their tables filled with what a model's node knows.
 
+use std::collections::BTreeMap;
+
 use aya::maps::{MapData, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane_ebpf::tables::{self, BackendKey, BackendSet, Place, PublishedKey, TunnelKey};
@@ -7,7 +9,7 @@ use dataplane_ebpf::tables::{delivery, endpoint_flags, exit, node_flags, policy,
 use dataplane_ebpf::verdict::{Action, DropReason, Hook as Row, ROWS};
 use netmanager::dataplane::{Globals, Program, Tables, load, load_object};
 
-use crate::model::{Arrival, Delivery, Exit, Flow, Hook, Key, Node};
+use crate::model::{Arrival, Datagram, Delivery, Exit, Flow, Hook, Key, Node};
 
 /// Names another object than the one that NetManager carries: one with a defect that is to be found.
 const OBJECT_VARIABLE: &str = "OAKESTRA_OBJECT";
@@ -231,6 +233,26 @@ impl Kernel {
                 table.remove(&key).expect("the flow is there");
             }
         }
+        let keys: Result<Vec<_>, _> = self.tables.fragments.keys().collect();
+        for key in keys.expect("a readable map") {
+            self.tables.fragments.remove(&key).expect("the datagram is there");
+        }
+    }
+
+    /// What is known of datagrams in fragments.
+    pub fn fragments(&self) -> BTreeMap<Datagram, Option<(u16, u16)>> {
+        let entries = self.tables.fragments.iter().map(|entry| {
+            let (key, found) = entry.expect("a readable map");
+            let datagram = Datagram {
+                source: key.source,
+                destination: key.destination,
+                identification: u16::from_be_bytes(key.identification),
+                protocol: key.protocol,
+            };
+            let ports = [found.source_port, found.destination_port].map(u16::from_be_bytes);
+            (datagram, (found.waiting == 0).then_some((ports[0], ports[1])))
+        });
+        entries.collect()
     }
 
     /// All flows there are.

@@ -55,6 +55,7 @@ fn f81_the_programs_do_what_the_model_says() {
             let case = match random.random_range(0..10) {
                 0..3 => generate::answer(&mut random, &node),
                 3..5 => generate::more(&mut random, &node),
+                5 => generate::piece(&mut random, &node),
                 _ => None,
             };
             let case = case.unwrap_or_else(|| generate::case(&mut random));
@@ -115,6 +116,13 @@ fn compare_tables(node: &Node, kernel: &Kernel) -> Result<(), String> {
     if expected != found {
         return Err(format!(
             "flows: the model has {expected:#?}, the programs have {found:#?}"
+        ));
+    }
+    let found = kernel.fragments();
+    if node.fragments != found {
+        return Err(format!(
+            "fragments: the model has {:#?}, the programs have {found:#?}",
+            node.fragments
         ));
     }
     for (address, service) in &node.services {

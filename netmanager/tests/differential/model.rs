@@ -5,6 +5,7 @@
 //! takes a packet apart and writes it anew.
 
 mod flows;
+mod fragments;
 mod inbound;
 mod outbound;
 mod packet;
@@ -14,6 +15,7 @@ mod published;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use flows::{Flow, Key};
+pub use fragments::Datagram;
 
 pub type Address = [u8; 4];
 
@@ -143,6 +145,8 @@ pub struct Node {
     /// By protocol and port.
     pub published: BTreeMap<(u8, u16), Published>,
     pub flows: BTreeMap<Key, Flow>,
+    /// Ports of the first fragment; none, where others wait for it.
+    pub fragments: BTreeMap<Datagram, Option<(u16, u16)>>,
 }
 
 impl Node {

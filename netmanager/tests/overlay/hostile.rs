@@ -49,7 +49,7 @@ impl Target {
 
     /// Sends a payload from the near host to the far tunnel port, past the near host's own firewall, as another
     /// program could on a host that has none.
-    fn tunnel(&self, payload: &[u8]) {
+    pub fn tunnel(&self, payload: &[u8]) {
         let socket = plain_socket(self.overlay.near.host());
         setsockopt(&socket.as_fd(), sockopt::Mark, &TUNNEL_MARK).expect("root may mark");
         socket

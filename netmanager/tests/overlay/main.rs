@@ -9,6 +9,7 @@ mod clsact;
 mod docker;
 mod first_packet;
 mod fixture;
+mod fragments;
 mod hostile;
 mod lifecycle;
 mod own_processes;

@@ -195,16 +195,6 @@ fn p41_outer_headers_that_contradict_each_other_are_dropped() {
         &options.around(&inner().ip()),
         DropReason::OuterMalformed,
     );
-    let fragment = Outer {
-        more_fragments: true,
-        ..B_TO_A
-    };
-    node.drops(
-        "the first fragment",
-        Program::FromUplink,
-        &fragment.around(&inner().ip()),
-        DropReason::OuterFragment,
-    );
 }
 
 #[test]

@@ -5,12 +5,7 @@ use netmanager::dataplane::Program;
 
 use crate::frame::{ETHERNET, IPV4, Packet, Transport, patched};
 use crate::host::{Host, PASS, SHOT, WAYS_OUT};
-use crate::topology::{
-    A, A_SHOWN, A_TO_B, B_TO_A, NEIGHBOUR, OUTER_A, OUTER_B, S, S_SHOWN, SINGLE, Site, UNKNOWN,
-};
-
-/// IPv4 options of every length: "no operation", so that they are valid.
-const NO_OPERATION: &[u8] = &[1; 40];
+use crate::topology::{A, A_SHOWN, A_TO_B, B_TO_A, NEIGHBOUR, OUTER_B, S, S_SHOWN, SINGLE, Site, UNKNOWN};
 
 /// On an IPv4 frame that is shorter the kernel does not run a program for us.
 const SHORTEST: usize = ETHERNET + IPV4;
@@ -61,49 +56,6 @@ fn p01_every_prefix_of_a_frame_from_the_wire_is_left_to_the_stack() {
     }
 }
 
-#[test]
-fn p03_ip_options_are_counted_in_the_overlay_and_left_alone_elsewhere() {
-    let node = Host::at(Site::A);
-    for words in 1..=10 {
-        let options = &NO_OPERATION[..words * 4];
-        for (program, source) in WAYS_OUT {
-            let case = format!("{program:?}, {words} words");
-            let packet = Packet {
-                source,
-                ip_options: options,
-                ..Packet::default()
-            };
-            node.drops(&case, program, &packet.frame(), DropReason::IpOptions);
-            let foreign = Packet {
-                destination: OUTER_B,
-                ..packet
-            };
-            node.passes(&case, program, &foreign.frame());
-        }
-        let inner = Packet {
-            source: S_SHOWN,
-            destination: A,
-            ip_options: options,
-            ..Packet::default()
-        };
-        let case = format!("inner, {words} words");
-        node.drops(
-            &case,
-            Program::FromUplink,
-            &B_TO_A.around(&inner.ip()),
-            DropReason::IpOptions,
-        );
-        let foreign = Packet {
-            source: OUTER_B,
-            destination: OUTER_A,
-            ip_options: options,
-            ..Packet::default()
-        };
-        node.passes("plain, from the wire", Program::FromUplink, &foreign.frame());
-    }
-    assert_eq!(node.flows().len(), 0);
-}
-
 /// Name, offset in the IPv4 header, the wrong bytes, and what they are counted as.
 const CONTRADICTIONS: [(&str, usize, &[u8], DropReason); 9] = [
     ("header of no words", 0, &[0x40], DropReason::Malformed),
@@ -150,64 +102,6 @@ fn p03_lengths_and_versions_that_contradict_each_other_are_counted() {
         };
         let frame = patched(from_wire.frame(), ETHERNET + offset, bytes);
         node.passes(&format!("from the wire, {name}"), Program::FromUplink, &frame);
-    }
-    assert_eq!(node.flows().len(), 0);
-}
-
-/// Name, "more fragments", offset in units of eight bytes, and the bytes behind the IPv4 header.
-const FRAGMENTS: [(&str, bool, u16, usize); 6] = [
-    ("first", true, 0, 64),
-    ("tiny first", true, 0, 8),
-    ("first of four bytes", true, 0, 4),
-    ("middle", true, 8, 64),
-    ("last", false, 16, 24),
-    ("last possible", false, 0x1fff, 8),
-];
-
-#[test]
-fn p04_fragments_are_counted_in_the_overlay_and_left_alone_elsewhere() {
-    let node = Host::at(Site::A);
-    for (name, more_fragments, fragment_offset, length) in FRAGMENTS {
-        for protocol in [6, 17] {
-            let case = format!("{name}, protocol {protocol}");
-            let fragment = Packet {
-                transport: Transport::Raw(protocol),
-                more_fragments,
-                fragment_offset,
-                dont_fragment: false,
-                payload: vec![0x11; length],
-                ..Packet::default()
-            };
-            for (program, source) in WAYS_OUT {
-                let overlay = Packet {
-                    source,
-                    ..fragment.clone()
-                };
-                node.drops(&case, program, &overlay.frame(), DropReason::Fragment);
-                let foreign = Packet {
-                    destination: OUTER_B,
-                    ..overlay
-                };
-                node.passes(&case, program, &foreign.frame());
-            }
-            let inner = Packet {
-                source: S_SHOWN,
-                destination: A,
-                ..fragment.clone()
-            };
-            node.drops(
-                &case,
-                Program::FromUplink,
-                &B_TO_A.around(&inner.ip()),
-                DropReason::Fragment,
-            );
-            let foreign = Packet {
-                source: OUTER_B,
-                destination: OUTER_A,
-                ..fragment
-            };
-            node.passes(&case, Program::FromUplink, &foreign.frame());
-        }
     }
     assert_eq!(node.flows().len(), 0);
 }

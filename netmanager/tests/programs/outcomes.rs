@@ -136,11 +136,11 @@ fn drops_on_the_way_out() -> Vec<Case> {
         ..udp(OUTER_B)
     };
     let options = Packet {
-        ip_options: &[1; 4],
+        ip_options: &[131, 3, 4, 0],
         ..Packet::default()
     };
     let fragment = Packet {
-        more_fragments: true,
+        fragment_offset: 1,
         ..Packet::default()
     };
     let icmp = |kind| Packet {
@@ -178,7 +178,7 @@ fn drops_on_the_way_out() -> Vec<Case> {
         Case::new(Outcome::Dropped(Reason::Short), truncated),
         Case::new(Outcome::Dropped(Reason::Malformed), version_six),
         Case::dropped(Reason::IpOptions, &options),
-        Case::dropped(Reason::Fragment, &fragment),
+        Case::dropped(Reason::Fragment, &fragment).through(Program::FromOak0),
         Case::dropped(Reason::IcmpError, &icmp(3)),
         Case::dropped(Reason::IcmpType, &icmp(13)),
         Case::dropped(Reason::Protocol, &sctp),
@@ -206,6 +206,7 @@ fn drops_on_the_way_in() -> Vec<Case> {
     };
     let fragment = Outer {
         more_fragments: true,
+        source: [198, 51, 100, 1],
         ..B_TO_A
     };
     let version_six = [&[0x65], &bytes[1..]].concat();

@@ -153,15 +153,7 @@ fn what_is_not_for_a_published_port_of_this_node_passes_untouched() {
             },
         ),
         (
-            "a fragment",
-            Packet {
-                more_fragments: true,
-                dont_fragment: false,
-                ..request()
-            },
-        ),
-        (
-            "a later fragment",
+            "a later fragment whose first was not seen",
             Packet {
                 fragment_offset: 2,
                 dont_fragment: false,
@@ -169,9 +161,9 @@ fn what_is_not_for_a_published_port_of_this_node_passes_untouched() {
             },
         ),
         (
-            "IP options",
+            "a source route",
             Packet {
-                ip_options: &[1, 1, 1, 1],
+                ip_options: &[131, 3, 4, 0],
                 ..request()
             },
         ),

@@ -155,7 +155,8 @@ fn p01_valid_frames_with_bytes_exchanged_cut_or_appended_come_to_a_verdict() {
             let mut counts = reached.get();
             counts[usize::from(ran.verdict == SHOT) + 2 * usize::from(ran.verdict == REDIRECT)] += 1;
             reached.set(counts);
-            if program == Program::FromUplink && ran.verdict == REDIRECT {
+            let waits = ran.counted[0].1 == Action::Park.as_str();
+            if program == Program::FromUplink && ran.verdict == REDIRECT && !waits {
                 // Whatever came in as a datagram goes to an endpoint here, from an instance elsewhere.
                 let (source, destination) = addresses(&ran.frame);
                 prop_assert!([A, C, V, HOST].contains(&destination), "{ran:?}");
@@ -180,7 +181,8 @@ fn addresses(frame: &[u8]) -> ([u8; 4], [u8; 4]) {
 /// Whether a well-formed IPv4 frame is none of the data plane's business, by the rules of the design.
 fn is_foreign(program: Program, frame: &[u8]) -> bool {
     let (source, destination) = addresses(frame);
-    let later_fragment = u16::from_be_bytes([frame[ETHERNET + 6], frame[ETHERNET + 7]]) & 0x1fff != 0;
+    let fragment = u16::from_be_bytes([frame[ETHERNET + 6], frame[ETHERNET + 7]]);
+    let (is_fragment, later_fragment) = (fragment & 0x3fff != 0, fragment & 0x1fff != 0);
     let header = usize::from(frame[ETHERNET] & 0x0f) * 4;
     let to_tunnel_port = frame[ETHERNET + 9] == 17
         && !later_fragment
@@ -189,10 +191,14 @@ fn is_foreign(program: Program, frame: &[u8]) -> bool {
         // All endpoints of the topology are behind one interface, the node itself too.
         Program::FromEndpoint => [A, HOST].contains(&source) && !(in_overlay(destination) || to_tunnel_port),
         Program::FromOak0 => !(in_overlay(destination) || to_tunnel_port),
-        Program::FromHost => !(in_overlay(destination) || to_tunnel_port && source == HOST),
+        Program::FromHost => !(in_overlay(destination) || to_tunnel_port),
         // Nothing is published.
         Program::FromLoopback => true,
-        Program::FromUplink => !(in_overlay(destination) || to_tunnel_port && destination == OUTER_A),
+        // The kernel puts a peer's fragments together.
+        Program::FromUplink => {
+            let is_tunnel = to_tunnel_port && destination == OUTER_A && !(is_fragment && source == OUTER_B);
+            !(in_overlay(destination) || is_tunnel)
+        }
     }
 }
 

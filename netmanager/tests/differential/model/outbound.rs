@@ -34,15 +34,32 @@ impl Node {
         }
         let datagram = &frame[ETHERNET..];
         let header = packet::header(datagram).map_err(|error| error.name("SHORT", "MALFORMED"))?;
+        if hook == Hook::Oak0
+            && !in_overlay(header.destination)
+            && let Some(walked) = self.written_back(arrival, &header)
+        {
+            return walked;
+        }
         let Some(endpoint) = self.sender(arrival, &header)? else {
-            return Ok(passed(arrival));
+            // Nobody speaks to a tunnel through `oak0`; what others have handed up passes.
+            return if arrival.ingress == 0 {
+                self.world(arrival, &header)
+            } else {
+                Ok(passed(arrival))
+            };
         };
         if !is_service_or_instance(header.destination) {
             return self.elsewhere(arrival, &header, &endpoint);
         }
-        packet::supported(&header).map_err(|error| error.name("SHORT", "MALFORMED"))?;
-        let transport =
-            packet::transport(datagram, &header).map_err(|error| error.name("SHORT", "MALFORMED"))?;
+        let transport = self
+            .transport(datagram, &header)
+            .map_err(|error| error.name("SHORT", "MALFORMED"))?;
+        let Some(transport) = transport else {
+            return self.wait_for_first(arrival, &header);
+        };
+        if self.first_came(hook, &header, &transport) {
+            return Ok(self.handed_up(arrival));
+        }
         let key = packet::key(&header, &transport);
         match self.destination(&key, &transport)? {
             Destination::Instance(flow, instance) => {
@@ -50,13 +67,11 @@ impl Node {
             }
             Destination::Unknown => match hook {
                 Hook::Oak0 => Err("UNRESOLVED"),
-                Hook::Host => Ok(unchanged("PARK", arrival)),
-                Hook::Endpoint | Hook::Uplink | Hook::Loopback => Ok(Sent {
-                    exit: Exit::Out(self.oak0),
-                    ..unchanged("PARK", arrival)
-                }),
+                Hook::Host | Hook::Endpoint | Hook::Uplink | Hook::Loopback => Ok(self.handed_up(arrival)),
             },
-            Destination::Refused if header.protocol == TCP => reset(arrival, &header, &endpoint),
+            Destination::Refused if header.protocol == TCP && header.offset == 0 => {
+                reset(arrival, &header, &endpoint)
+            }
             Destination::Refused => Err("NO_FLOW"),
         }
     }
@@ -107,6 +122,11 @@ impl Node {
         if is_from_endpoint && let Some(sent) = self.to_published(arrival, header)? {
             return Ok(sent);
         }
+        self.world(arrival, header)
+    }
+
+    /// To the world, unless that would be a tunnel.
+    fn world(&self, arrival: &Arrival<'_>, header: &Header) -> Walked {
         let port = packet::word(arrival.frame, ETHERNET + header.length + 2);
         let port = port.filter(|_| header.protocol == UDP && header.offset == 0);
         if port.is_some_and(|port| self.is_any_tunnel(header.destination, port)) {

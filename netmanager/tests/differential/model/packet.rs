@@ -20,6 +20,7 @@ pub struct Header {
     pub length: usize,
     pub total: usize,
     pub type_of_service: u8,
+    pub identification: u16,
     pub more_fragments: bool,
     /// In units of eight bytes.
     pub offset: u16,
@@ -99,6 +100,7 @@ pub fn fields(packet: &[u8]) -> Header {
         length: usize::from(packet[0] & 0x0f) * 4,
         total: usize::from(u16::from_be_bytes([packet[2], packet[3]])),
         type_of_service: packet[1],
+        identification: u16::from_be_bytes([packet[4], packet[5]]),
         more_fragments: fragment & 0x2000 != 0,
         offset: fragment & 0x1fff,
         protocol: packet[9],
@@ -107,13 +109,20 @@ pub fn fields(packet: &[u8]) -> Header {
     }
 }
 
-/// What the overlay does not carry.
-pub fn supported(header: &Header) -> Result<(), Unreadable> {
-    if header.length != 20 {
-        return Err(Unreadable::Unsupported("IP_OPTIONS"));
-    }
-    if header.is_fragment() {
-        return Err(Unreadable::Unsupported("FRAGMENT"));
+/// Looks through the options of a header (RFC 791): no source routes, and none that is longer than there is room.
+pub fn check_options(packet: &[u8], header: &Header) -> Result<(), Unreadable> {
+    let mut options = &packet[20..header.length];
+    while let Some(kind) = options.first() {
+        let length = match kind {
+            0 => return Ok(()),
+            1 => 1,
+            131 | 137 => return Err(Unreadable::Unsupported("IP_OPTIONS")),
+            _ => match options.get(1) {
+                Some(length) if *length >= 2 => usize::from(*length),
+                _ => return Err(Unreadable::Malformed),
+            },
+        };
+        options = options.get(length..).ok_or(Unreadable::Malformed)?;
     }
     Ok(())
 }
@@ -144,7 +153,8 @@ pub fn transport(packet: &[u8], header: &Header) -> Result<Transport, Unreadable
                 return Err(Unreadable::Short);
             }
             let length = usize::from(word(payload, 4).unwrap_or(0));
-            if length < 8 || length > payload.len() {
+            // A first fragment has only the beginning of what it says.
+            if length < 8 || length > payload.len() && !header.is_fragment() {
                 return Err(Unreadable::Malformed);
             }
             Ok(Transport {
@@ -221,6 +231,11 @@ pub fn rewritten(packet: &[u8], old: &Key, new: &Key) -> Vec<u8> {
     packet[10..12].copy_from_slice(&header_checksum.to_be_bytes());
     packet[12..16].copy_from_slice(&new.source);
     packet[16..20].copy_from_slice(&new.destination);
+
+    if fields(&packet).offset != 0 {
+        // Ports and checksum are in the first fragment.
+        return packet;
+    }
 
     let checksum_at = length
         + match old.protocol {

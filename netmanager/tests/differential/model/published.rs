@@ -29,10 +29,14 @@ impl Node {
         header: &Header,
     ) -> Result<Option<Sent>, Name> {
         let (ethernet, datagram) = arrival.frame.split_at(ETHERNET);
-        if ![TCP, UDP].contains(&header.protocol) || header.offset != 0 {
+        if ![TCP, UDP].contains(&header.protocol) {
             return Ok(None);
         }
-        let Some(port) = packet::word(datagram, header.length + 2) else {
+        let port = match header.offset {
+            0 => packet::word(datagram, header.length + 2),
+            _ => self.ports_of_first(header).map(|(_, port)| port),
+        };
+        let Some(port) = port else {
             return Ok(None);
         };
         let Some(published) = self.published.get(&(header.protocol, port)).copied() else {
@@ -47,7 +51,7 @@ impl Node {
         if !is_own || !may_ask {
             return Ok(None);
         }
-        let Some(transport) = readable(datagram, header) else {
+        let Some(transport) = self.readable(datagram, header) else {
             return Ok(None);
         };
         let key = packet::key(header, &transport);
@@ -67,6 +71,7 @@ impl Node {
             protocol: key.protocol,
         };
         let receiver = *self.endpoints.get(&sent.destination).ok_or("ENDPOINT_GONE")?;
+        self.first_came(arrival.hook, header, &transport);
         let frame = [ethernet, &packet::rewritten(datagram, &key, &sent)].concat();
         Ok(Some(self.deliver("PUBLISH", arrival.hook, &receiver, frame)?))
     }
@@ -160,7 +165,7 @@ impl Node {
         header: &Header,
     ) -> Result<Option<Sent>, Name> {
         let (ethernet, datagram) = arrival.frame.split_at(ETHERNET);
-        let Some(transport) = readable(datagram, header) else {
+        let Some(transport) = self.readable(datagram, header) else {
             return Ok(None);
         };
         let key = packet::key(header, &transport);
@@ -185,6 +190,7 @@ impl Node {
         if key.protocol == UDP && self.is_any_tunnel(sent.destination, sent.destination_port) {
             return Err("TUNNEL_FROM_ENDPOINT");
         }
+        self.first_came(arrival.hook, header, &transport);
         let mut frame = [ethernet, &packet::rewritten(datagram, &key, &sent)].concat();
         if flow.is_from_node {
             frame[..12].fill(0);
@@ -209,12 +215,12 @@ impl Node {
             frame,
         }))
     }
-}
 
-/// The transport header of what can be translated: TCP or UDP, whole, without options.
-fn readable(datagram: &[u8], header: &Header) -> Option<Transport> {
-    if ![TCP, UDP].contains(&header.protocol) || packet::supported(header).is_err() {
-        return None;
+    /// The transport header of what can be translated: TCP or UDP, and of a later fragment that of the first.
+    fn readable(&self, datagram: &[u8], header: &Header) -> Option<Transport> {
+        if ![TCP, UDP].contains(&header.protocol) {
+            return None;
+        }
+        self.transport(datagram, header).ok().flatten()
     }
-    packet::transport(datagram, header).ok()
 }
