@@ -10,8 +10,8 @@ const LOSS: f64 = 16.0;
 const LASTING: u32 = 4;
 const SHARE: u32 = 5;
 const LEAST: u32 = 1_000;
-/// Measurements before there is a distance at all.
-const FIRST: u32 = 3;
+/// Measurements before there is a distance at all: from then on a restart knows that the node has answered.
+const FIRST: u32 = 1;
 
 /// The least difference that makes a distance another, in microseconds.
 pub(super) fn tolerance(distance: u32) -> u32 {
