@@ -171,10 +171,11 @@ pub fn change(random: &mut StdRng, node: &mut Node) {
     match random.random_range(0..4) {
         // Another instance takes the place of one.
         0 => {
-            if let Some(index) = indexes.choose(random) {
-                if let Some(instance) = node.instances.get_mut(index) {
-                    instance.incarnation += 10;
-                }
+            if let Some(instance) = indexes
+                .choose(random)
+                .and_then(|index| node.instances.get_mut(index))
+            {
+                instance.incarnation += 10;
             }
         }
         // One ends.

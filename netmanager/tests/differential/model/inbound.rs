@@ -25,7 +25,7 @@ impl Node {
         } else if self.is_tunnel_datagram(arrival, &outer) {
             return self.datagram(arrival, &outer);
         }
-        let sent = self.to_published(arrival, &outer)?;
+        let sent = self.ask_publisher(arrival, &outer)?;
         Ok(sent.unwrap_or_else(|| passed(arrival)))
     }
 
