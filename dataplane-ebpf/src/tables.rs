@@ -25,7 +25,7 @@
 //! | `PROBES` | array | 65,536 | which probe of node *n* is under way in this slot | goes with `NODES` |
 //! | `PROBE_RATE` | array per CPU | 1 | how many probes were answered this second | – |
 //! | `EARLY_FRAGMENTS` | array per CPU | 1 | how many fragments were handed up this second to wait | – |
-//! | `SENT_ERRORS` | array per CPU | 1 | how many ICMP errors were sent this second | – |
+//! | `SENT_ERRORS` | array per CPU | 2 | how many ICMP errors were sent this second: of all kinds but about size, about size | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
 //! | `TRACE` | array per CPU | 1 | what the last walk did, where programs are loaded to say so | – |
 //! | `SERVICE_COUNTERS` | array per CPU | 16,384 | what goes to and comes from service *i* | the last row is shared |

@@ -152,7 +152,7 @@ pub fn note_received(reverse: &FlowKey, tcp_flags: u8, decision: &Decision) {
     };
     if settles {
         settle(&forward, reverse);
-    } else if decision.state & state::ANSWERED == 0 {
+    } else if decision.state & state::ANSWERED == 0 && tcp_flags & TCP_RST == 0 {
         mark(&forward, state::ANSWERED);
         mark(reverse, state::ANSWERED);
     }

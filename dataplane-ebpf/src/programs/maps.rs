@@ -52,7 +52,7 @@ static OPENING: PerCpuArray<Opening> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-pub static SENT_ERRORS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
+pub static SENT_ERRORS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 pub static PROBES: Array<SentProbe> = Array::with_max_entries(capacity::PROBES, 0);
 #[map]
@@ -211,10 +211,11 @@ pub fn may_hand_up_fragment() -> bool {
     may_pass(&EARLY_FRAGMENTS, EARLY_FRAGMENTS_PER_WINDOW)
 }
 
-/// Whether another ICMP error may be sent in this window.
+/// Whether another ICMP error may be sent in this window. Those about sizes have a window of their own: who asks for
+/// nobody keeps none of them from others, to whom they matter more.
 #[inline(always)]
-pub fn may_send_error() -> bool {
-    may_pass(&SENT_ERRORS, SENT_ERRORS_PER_WINDOW)
+pub fn may_send_error(is_about_size: bool) -> bool {
+    may_pass_in(&SENT_ERRORS, u32::from(is_about_size), SENT_ERRORS_PER_WINDOW)
 }
 
 /// Whether another probe may be answered in this window.
@@ -228,7 +229,12 @@ pub fn may_answer_probe() -> bool {
 /// Counts one more in this window, unless there were `limit` already.
 #[inline(always)]
 fn may_pass(windows: &PerCpuArray<RateWindow>, limit: u32) -> bool {
-    let Some(rate) = windows.get_ptr_mut(0) else {
+    may_pass_in(windows, 0, limit)
+}
+
+#[inline(always)]
+fn may_pass_in(windows: &PerCpuArray<RateWindow>, row: u32, limit: u32) -> bool {
+    let Some(rate) = windows.get_ptr_mut(row) else {
         return false;
     };
     // SAFETY: a value of this CPU alone, and a program is not preempted by another on the same map's CPU.

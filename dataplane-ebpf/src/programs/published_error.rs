@@ -26,7 +26,11 @@ pub fn enter(ctx: &TcContext, hook: Hook) -> Result<(), Otherwise> {
     };
     let is_client = quote.key.source == ip.source;
     let is_router = matches!(hook, Hook::FromUplink) && !maps::is_local(ip.source);
-    if quote.key.destination != ip.destination || !is_client && !is_router {
+    // Nor may a wire speak about what the node's own endpoints do.
+    if quote.key.destination != ip.destination
+        || !is_client && !is_router
+        || !published::may_be_client(hook, quote.key.source)
+    {
         return Err(Otherwise::Pass);
     }
     let Some((decision, instance)) = icmp::current(&quote.key) else {

@@ -63,7 +63,7 @@ fn say(ctx: &TcContext, what: u32, reason: DropReason) -> Result<(), DropReason>
     let fragment = parse::fragment_word(&ip);
     if fragment & IPV4_OFFSET_MASK != 0
         || is_too_big && fragment & IPV4_DONT_FRAGMENT == 0
-        || !maps::may_send_error()
+        || !maps::may_send_error(is_too_big)
     {
         return Err(reason);
     }

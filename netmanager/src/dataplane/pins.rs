@@ -101,7 +101,8 @@ impl Pins {
                 .map_err(|source| pin_error("reading", &self.node, source))?
                 .path();
             if path != self.root() {
-                detach_filters(&path)?;
+                // A filter is one at its place, whichever layout: where this one has put its program, it is its own.
+                detach_filters(&path, |name| self.root().join("links").join(name).is_dir())?;
                 fs::remove_dir_all(&path).map_err(|source| pin_error("removing", &path, source))?;
             }
         }
@@ -116,7 +117,7 @@ impl Pins {
     pub fn remove(&self) -> Result<(), DataplaneError> {
         if let Ok(layouts) = fs::read_dir(&self.node) {
             for layout in layouts.flatten() {
-                detach_filters(&layout.path())?;
+                detach_filters(&layout.path(), |_| false)?;
             }
         }
         match fs::remove_dir_all(&self.node) {
@@ -139,15 +140,15 @@ impl Pins {
     }
 }
 
-/// Takes off what filters the folder of a layout stands for; links end with their pins.
-fn detach_filters(layout: &Path) -> Result<(), DataplaneError> {
+/// Takes off what filters the folder of a layout stands for, but for those to be kept; links end with their pins.
+fn detach_filters(layout: &Path, is_kept: impl Fn(&OsStr) -> bool) -> Result<(), DataplaneError> {
     let folder = layout.join("links");
     let Ok(entries) = fs::read_dir(&folder) else {
         return Ok(());
     };
     for entry in entries {
         let entry = entry.map_err(|source| pin_error("reading", &folder, source))?;
-        let is_filter = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let is_filter = entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_kept(&entry.file_name());
         if is_filter && let Some((program, index)) = entry.file_name().to_str().and_then(parse_link) {
             attach::detach(program, index, &entry.path())?;
         }

@@ -89,10 +89,9 @@ impl Directory {
                 alive: node.interface != 0 && node.flags & node_flags::UNREACHABLE == 0,
                 fixed_source_port: node.flags & node_flags::FIXED_SOURCE_PORT != 0,
                 instances: self
-                    .instances
-                    .values()
-                    .filter(|instance| instance.node == known.index)
-                    .count(),
+                    .instances_on
+                    .get(&known.index)
+                    .map_or(0, std::collections::BTreeSet::len),
                 round_trip_us: (node.round_trip != 0).then_some(node.round_trip.into()),
                 deviation_us: None,
                 loss: 0.0,

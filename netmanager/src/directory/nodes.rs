@@ -221,6 +221,22 @@ impl Directory {
         self.nodes.contains_key(&key)
     }
 
+    /// The largest tunnel datagram on the way to a node, in bytes, as the table has it.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read the table.
+    pub fn mtu_of(&self, key: NodeKey) -> Result<Option<u32>, DataplaneError> {
+        let Some(known) = self.nodes.get(&key) else {
+            return Ok(None);
+        };
+        let node = self.tables.nodes.get(&known.index, 0);
+        node.map(|node| Some(node.mtu)).map_err(|source| DataplaneError::Map {
+            name: "NODES",
+            operation: "reading",
+            source,
+        })
+    }
+
     /// Whether tunnel datagrams from this address are taken.
     pub fn is_peer(&self, address: Ipv4Addr) -> bool {
         self.nodes.keys().any(|key| key.address == address)

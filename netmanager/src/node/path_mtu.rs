@@ -65,6 +65,11 @@ impl Node {
         if !lock(&self.local_addresses).contains(&message.source) || !self.directory().knows_node(key) {
             return;
         }
+        // Before anything is asked of the kernel: what says nothing new costs nothing.
+        let known = self.directory().mtu_of(key).ok().flatten();
+        if known.is_some_and(|mtu| message.mtu >= mtu) {
+            return;
+        }
         match self.path_to(key, Confirm::WhenNew).await {
             Ok(path) if message.mtu < path.mtu => {}
             Ok(_) => return,

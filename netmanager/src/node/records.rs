@@ -217,13 +217,18 @@ impl Node {
         ways: &Ways,
     ) -> Result<bool, DataplaneError> {
         let complete = self.write_instances(directory, &record.instances, ways)?;
-        // Where every instance is draining, they all go on taking flows: better a leaving one than none.
-        let all_drain = !record.instances.iter().any(|instance| !instance.draining);
-        let backends: Vec<u32> = record
+        let placed: Vec<(u32, bool)> = record
             .instances
             .iter()
-            .filter(|instance| all_drain || !instance.draining)
-            .filter_map(|instance| directory.index_of(instance.address))
+            .filter_map(|instance| Some((directory.index_of(instance.address)?, instance.draining)))
+            .collect();
+        // Where every instance that can be reached is draining, they all go on taking flows: better a leaving one than
+        // none.
+        let all_drain = placed.iter().all(|(_, draining)| *draining);
+        let backends: Vec<u32> = placed
+            .into_iter()
+            .filter(|(_, draining)| all_drain || !draining)
+            .map(|(index, _)| index)
             .collect();
         let members: Vec<Ipv4Addr> = record.instances.iter().map(|instance| instance.address).collect();
         let round_robin = record

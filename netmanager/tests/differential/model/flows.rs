@@ -104,7 +104,7 @@ impl Node {
         };
         if settles {
             self.settle(&forward, reverse);
-        } else if !flow.is_settled && !flow.is_answered {
+        } else if !flow.is_settled && !flow.is_answered && transport.flags & RST == 0 {
             for key in [&forward, reverse] {
                 if let Some(flow) = self.flows.get_mut(key) {
                     flow.is_answered = true;
