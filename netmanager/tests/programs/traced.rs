@@ -183,7 +183,11 @@ fn the_trace_follows_flows_whose_instances_and_nodes_go() {
             |node| node.tables.endpoints.remove(&C).expect("c is there"),
             tcp(A, NEIGHBOUR),
         ),
-        ("ICMP_UNREACHABLE", |node| vacate(&mut node.tables, S), tcp(A, SINGLE)),
+        (
+            "ICMP_UNREACHABLE",
+            |node| vacate(&mut node.tables, S),
+            tcp(A, SINGLE),
+        ),
         (
             "RESET",
             |node| {
