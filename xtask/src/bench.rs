@@ -15,13 +15,16 @@ use crate::{images, setup};
 
 /// What the bench calls the measurement that needs all daemons.
 const SYSTEM: &str = "system";
+/// What the bench calls the measurement that needs the programs, and a way to run them on one packet.
+const PROGRAMS: &str = "programs";
 
 /// Builds programs, daemons and the bench in release mode, and runs a measurement.
 ///
 /// All that follows goes to the bench: `cargo xtask bench overlay --json FILE` writes the figures of the overlay
-/// against plain routing, `cargo xtask bench system` measures how long an instance takes to run and what the daemons
-/// need at rest, `cargo xtask bench -- --help` tells what else there is to measure. Needs root, and a machine that
-/// does nothing else meanwhile.
+/// against plain routing, `cargo xtask bench programs` measures what each program costs per packet,
+/// `cargo xtask bench system` measures how long an instance takes to run and what the daemons need at rest,
+/// `cargo xtask bench -- --help` tells what else there is to measure. Needs root, and a machine that does nothing else
+/// meanwhile.
 #[derive(clap::Args)]
 pub struct Options {
     /// What to measure, and options of the bench.
@@ -32,7 +35,8 @@ pub struct Options {
 pub fn run(options: Options) -> Result<()> {
     let Options { arguments } = options;
     need_root("measuring")?;
-    let needs_all = arguments.iter().any(|argument| argument == SYSTEM);
+    let asks_for = |name: &str| arguments.iter().any(|argument| argument == name);
+    let (needs_all, needs_programs) = (asks_for(SYSTEM), asks_for(PROGRAMS));
     let object = programs::build()?;
     let mut build = cargo()?;
     build.args(["build", "--locked", "--release", "-p", "bench"]);
@@ -43,6 +47,14 @@ pub fn run(options: Options) -> Result<()> {
         bench
             .env(PROGRAMS_VARIABLE, daemons::build(Profile::Release)?)
             .env(FOLDER_VARIABLE, images::ensure()?);
+    } else if needs_programs {
+        // The kernel takes the time itself, so that it makes no difference how the rest was built.
+        execute(
+            cargo()?
+                .args(["build", "--locked", "-p", "netmanager", "--example", "measure"])
+                .env(OBJECT_VARIABLE, &object),
+        )?;
+        bench.env("MEASURE", binary("debug", "examples/measure")?);
     } else {
         build.args(["-p", "netmanager"]);
         bench.env("NETMANAGER", binary("release", "NetManager")?);
