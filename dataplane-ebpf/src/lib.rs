@@ -10,5 +10,6 @@ pub mod address;
 pub mod checksum;
 pub mod encapsulation;
 pub mod header;
+pub mod probe;
 pub mod tables;
 pub mod verdict;

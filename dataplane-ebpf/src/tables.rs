@@ -22,6 +22,8 @@
 //! | `FRAGMENTS` | LRU hash | 8,192 | which ports has the first fragment of this datagram | the least recently used go |
 //! | `OPENING` | array per CPU | 1 | room for the flow that is being opened | – |
 //! | `UNKNOWN_PEERS` | array per CPU | 1 | how many strangers were let up this second | – |
+//! | `PROBES` | array | 65,536 | which probe of node *n* is under way in this slot | goes with `NODES` |
+//! | `PROBE_RATE` | array per CPU | 1 | how many probes were answered this second | – |
 //! | `EARLY_FRAGMENTS` | array per CPU | 1 | how many fragments were handed up this second to wait | – |
 //! | `SENT_ERRORS` | array per CPU | 1 | how many ICMP errors were sent this second | – |
 //! | `COUNTERS` | array per CPU | hooks × reasons | what happened to packets | – |
@@ -46,6 +48,8 @@ pub mod capacity {
     pub const BACKENDS: u32 = 262_144;
     pub const LOCAL_ADDRESSES: u32 = 256;
     pub const PUBLISHED: u32 = 16_384;
+    /// [`crate::probe::SLOTS`] for each node.
+    pub const PROBES: u32 = NODES * crate::probe::SLOTS;
     pub const FRAGMENTS: u32 = 8_192;
     pub const SERVICE_COUNTERS: u32 = 16_384;
     /// Bytes of the ring `EVENTS`.
@@ -290,7 +294,8 @@ pub struct Service {
     pub last_used: u32,
 }
 
-/// A generation of backends of a service, their number, and how one of them is chosen.
+/// A generation of backends of a service, their number, and how they were chosen. In the slots behind that number are
+/// those that take no new flows at the moment.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct BackendSet(pub u64);
@@ -322,6 +327,8 @@ impl BackendSet {
 pub mod policy {
     /// Each backend in turn.
     pub const ROUND_ROBIN: u8 = 0;
+    /// Each in turn of those backends that are the closest; the others stand in the slots behind them.
+    pub const CLOSEST: u8 = 1;
 }
 
 /// Key of `BACKENDS`.
@@ -467,6 +474,16 @@ pub struct RateWindow {
     pub passed: u32,
 }
 
+/// Value of `PROBES`: a probe that was sent. The index is that of the node times [`crate::probe::SLOTS`], plus the slot.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SentProbe {
+    /// Zero when none is under way.
+    pub nonce: u64,
+    /// When the answer arrived, in ns of the monotonic clock; zero while it has not.
+    pub received_at: u64,
+}
+
 /// Packets from unknown outer sources that each CPU lets up to NetManager in a window of 2^30 ns.
 pub const UNKNOWN_PEERS_PER_WINDOW: u32 = 64;
 /// ICMP errors that each CPU sends to endpoints in a window of 2^30 ns.
@@ -551,6 +568,8 @@ const _: () = {
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<ServiceCounter>() == 32);
     assert!(size_of::<RateWindow>() == 8);
+    assert!(size_of::<SentProbe>() == 16);
+    assert!(capacity::PROBES == 65_536);
     assert!(size_of::<FragmentKey>() == 12);
     assert!(size_of::<Fragment>() == 12);
     assert!(size_of::<Trace>() == 20);
@@ -586,6 +605,7 @@ mod plain_data {
         Counter,
         ServiceCounter,
         RateWindow,
+        SentProbe,
         Trace,
         FragmentKey,
         Fragment,

@@ -107,12 +107,16 @@ counted! {
         IcmpTooBig = "ICMP_TOO_BIG",
         /// answered with "host unreachable": no instance, no such address, or no way to the node
         IcmpUnreachable = "ICMP_UNREACHABLE",
+        /// a probe of another node, turned around
+        ProbeAnswered = "PROBE_ANSWERED",
+        /// the answer to a probe of this node, its arrival noted
+        ProbeReceived = "PROBE_RECEIVED",
     }
 }
 
 counted! {
     /// Why a packet was dropped.
-    DropReason from 12 {
+    DropReason from 14 {
         /// an endpoint sent a frame with a VLAN tag
         VlanTagged = "VLAN_TAGGED",
         /// the source is not the endpoint's own address
@@ -177,6 +181,12 @@ counted! {
         SourceNotOnNode = "SOURCE_NOT_ON_NODE",
         /// the inner destination is no endpoint of this node
         DestinationNotLocal = "DESTINATION_NOT_LOCAL",
+        /// a probe of another length, version or kind than this node knows
+        ProbeMalformed = "PROBE_MALFORMED",
+        /// an answer to no probe that is under way to that peer
+        ProbeUnexpected = "PROBE_UNEXPECTED",
+        /// a probe beyond the rate that this node answers
+        ProbeRate = "PROBE_RATE",
     }
 }
 

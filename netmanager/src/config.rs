@@ -15,6 +15,7 @@ use std::time::Duration;
 use files::{NetworkFile, TunnelFile};
 
 use crate::flows::Lifetimes;
+use crate::probes::Settings;
 
 /// Overrides the MTU of `tuncfg.json`.
 pub const MTU_VARIABLE: &str = "TUN_MTU_SIZE";
@@ -66,6 +67,8 @@ pub struct Config {
     pub debug: bool,
     /// Whether the announced address is the one that the Internet sees.
     pub public_ip_networking: bool,
+    /// How often other nodes are probed, and what is made of it.
+    pub probes: Settings,
     /// Certificate of this node for the broker, in PEM; always together with a key.
     pub mqtt_certificate: Option<PathBuf>,
     /// Key of that certificate, in PEM.
@@ -137,6 +140,7 @@ impl Config {
             mtu,
             debug: network.debug,
             public_ip_networking: network.public_ip_networking,
+            probes: network.probes,
             mqtt_certificate: network.certificate,
             mqtt_key: network.key,
             mqtt_ca: network.authority,

@@ -10,6 +10,7 @@
 //! - [`resolver`]: who is behind an address, asked of a cluster or of a file; [`parking`]: packets that wait for it;
 //!   [`fragments`]: fragments that wait for the first of their datagram.
 //! - [`node`]: all of this at work; [`state`]: what survives the process.
+//! - [`probes`]: how far away other nodes are, and whether they are there.
 //! - [`trace`]: what would become of a packet; [`doctor`]: what this machine lacks.
 //! - [`driver`]: how Docker asks for the network of a container; [`manager`], [`api`], [`config`]: the daemon around
 //!   it all.
@@ -27,6 +28,7 @@ pub mod host;
 pub mod manager;
 pub mod node;
 pub mod parking;
+pub mod probes;
 pub mod resolver;
 pub mod state;
 pub mod trace;

@@ -55,6 +55,14 @@ impl Datagram {
             .map(|(flow, _)| flow)
     }
 
+    /// Whether the payload is no packet of anybody's, but a word among nodes: neither IPv4 nor IPv6.
+    #[must_use]
+    pub fn is_among_nodes(&self) -> bool {
+        self.payload
+            .first()
+            .is_some_and(|byte| ![4, 6].contains(&(byte >> 4)))
+    }
+
     fn parse(frame: &[u8]) -> Option<Self> {
         if frame.get(12..14)? != [0x08, 0x00] {
             return None;

@@ -168,6 +168,16 @@ impl Worker {
         &mut self.daemon
     }
 
+    /// As [`Self::answer`], with addresses that lead to the closest instance of each service that is named here.
+    pub fn answer_with_closest(&self, answers: &Answers, closest: &[(&str, Ipv4Addr)]) -> Result<()> {
+        let mut document = answers.document();
+        for service in document["services"].as_array_mut().into_iter().flatten() {
+            let own = closest.iter().filter(|(name, _)| service["name"] == *name);
+            service["closest"] = own.map(|(_, address)| json!(address)).collect();
+        }
+        write_whole(&self.root.join("answers.json"), &document)
+    }
+
     /// Exchanges what it is told in the place of a cluster.
     pub fn answer(&self, answers: &Answers) -> Result<()> {
         write_whole(&self.root.join("answers.json"), &answers.document())

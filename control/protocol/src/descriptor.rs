@@ -85,11 +85,21 @@ pub struct ServiceDescriptor {
     pub rr_ip: Option<Ipv4Addr>,
     /// Its counterpart, in fdff:2000::/21.
     pub rr_ip_v6: Option<Ipv6Addr>,
+    /// The address of its closest instance; `None` for none.
+    pub closest_ip: Option<AddressWish>,
     pub constraints: Vec<Constraint>,
     /// What is accepted and not acted on.
     pub warnings: Vec<Finding>,
     /// Every key as it was given.
     pub given: Map<String, Value>,
+}
+
+/// What a service wishes for where it may leave the choice of an address to the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressWish {
+    /// Whichever is free: `"auto"`.
+    Any,
+    This(Ipv4Addr),
 }
 
 impl ServiceDescriptor {

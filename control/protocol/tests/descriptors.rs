@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use protocol::descriptor::{Descriptor, Finding, ServiceDescriptor};
+use protocol::descriptor::{AddressWish, Descriptor, Finding, ServiceDescriptor};
 use serde_json::{Value, json};
 
 /// What is expected of a document.
@@ -202,6 +202,36 @@ fn what_is_wrong_is_named_with_its_place() {
             "addresses.rr_ip_v6",
             "not in fdff:2000::/21",
         ),
+        (
+            "addresses",
+            json!({"closest_ip": "10.31.0.1"}),
+            "addresses.closest_ip",
+            "not in 10.30.0.0/16",
+        ),
+        (
+            "addresses",
+            json!({"closest_ip": "10.30.0.0"}),
+            "addresses.closest_ip",
+            "the network itself",
+        ),
+        (
+            "addresses",
+            json!({"closest_ip": "automatic"}),
+            "addresses.closest_ip",
+            "not an IPv4 address or \"auto\"",
+        ),
+        (
+            "addresses",
+            json!({"closest_ip": 7}),
+            "addresses.closest_ip",
+            "is a number",
+        ),
+        (
+            "addresses",
+            json!({"rr_ip": "10.30.1.1", "closest_ip": "10.30.1.1"}),
+            "addresses.closest_ip",
+            "is 10.30.1.1, as rr_ip is",
+        ),
         ("environment", json!(["A=1", "B"]), "environment[1]", "KEY=value"),
         ("environment", json!(["=1"]), "environment[0]", "KEY=value"),
         ("environment", json!([1]), "environment[0]", "is a number"),
@@ -242,6 +272,23 @@ fn what_is_wrong_is_named_with_its_place() {
 }
 
 #[test]
+fn the_address_of_the_closest_instance_is_chosen_or_left_to_the_root() {
+    let mut document = document("seed-client-server");
+    for (given, expected) in [
+        (json!("10.30.1.1"), Some(AddressWish::This([10, 30, 1, 1].into()))),
+        (json!("auto"), Some(AddressWish::Any)),
+        (json!(""), None),
+        (json!(null), None),
+    ] {
+        document["applications"][0]["microservices"][1]["addresses"]["closest_ip"] = given.clone();
+        let descriptor = Descriptor::read(&document).expect("descriptor");
+        let service = &descriptor.applications[0].services[1];
+        assert_eq!(service.closest_ip, expected, "{given}");
+        assert!(service.warnings.is_empty(), "{given}");
+    }
+}
+
+#[test]
 fn what_is_not_acted_on_is_said() {
     let mut document = document("seed-client-server");
     let service = &mut document["applications"][0]["microservices"][1];
@@ -249,7 +296,7 @@ fn what_is_not_acted_on_is_said() {
     service["storage"] = json!(7.0);
     service["constraints"] =
         json!([{"type": "latency", "area": "munich"}, {"type": "clusters", "allowed": ["c"]}]);
-    service["addresses"]["closest_ip"] = json!("10.30.1.1");
+    service["addresses"]["closest_ip_v6"] = json!("fdff:1000::1");
     service["future"] = json!({"kept": true});
     let descriptor = Descriptor::read(&document).expect("descriptor");
     let service = &descriptor.applications[0].services[1];
@@ -265,7 +312,7 @@ fn what_is_not_acted_on_is_said() {
     assert_eq!(
         paths,
         [
-            "addresses.closest_ip",
+            "addresses.closest_ip_v6",
             "constraints[0].type",
             "bandwidth_in",
             "storage"

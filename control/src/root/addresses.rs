@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use protocol::cluster::Lease;
+use protocol::descriptor::AddressWish;
 
 use super::problem::Problem;
 use super::records::{Holder, Holding, Node};
@@ -61,6 +62,32 @@ pub fn take_for_service(
     };
     hold(draft, holder, address, address_v6);
     Ok((address, address_v6))
+}
+
+/// The address of a service's closest instance: the one that it wishes for, or the next free one. It has no counterpart.
+pub fn take_closest(
+    draft: &mut Draft<'_>,
+    holder: &Holder,
+    wish: AddressWish,
+    path: &str,
+) -> Result<Ipv4Addr, Problem> {
+    let address = match wish {
+        AddressWish::This(address) => {
+            refuse_taken(draft, address.into(), &format!("{path}.addresses.closest_ip"))?;
+            address
+        }
+        AddressWish::Any => next(draft)?,
+    };
+    draft.holdings.put(Holding {
+        address: address.into(),
+        holder: holder.clone(),
+    });
+    Ok(address)
+}
+
+/// Gives the address of a closest instance back.
+pub fn give_back_closest(draft: &mut Draft<'_>, address: Ipv4Addr) {
+    draft.holdings.remove(&address.into());
 }
 
 /// The next free addresses, for an instance or a node.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
-use protocol::descriptor::{ApplicationDescriptor, Descriptor, ServiceDescriptor};
+use protocol::descriptor::{AddressWish, ApplicationDescriptor, Descriptor, ServiceDescriptor};
 use protocol::job::Job;
 use serde_json::{Map, Value, json};
 
@@ -13,12 +13,13 @@ use super::state::Draft;
 use super::{addresses, id, instances};
 
 /// Keys of a service's document that are never taken from a descriptor.
-const RESERVED: [&str; 24] = [
+const RESERVED: [&str; 25] = [
     "_id",
     "RR_ip",
     "RR_ip_v6",
     "appId",
     "applicationID",
+    "closest_ip",
     "cmd",
     "constraints",
     "environment",
@@ -118,7 +119,10 @@ pub fn add_services(
     let mut added = Vec::new();
     // Those that choose their address come first, or another one could be given it in the meantime.
     let mut order: Vec<&ServiceDescriptor> = wishes.iter().collect();
-    order.sort_by_key(|wish| wish.rr_ip.is_none() && wish.rr_ip_v6.is_none());
+    order.sort_by_key(|wish| {
+        let chooses_closest = matches!(wish.closest_ip, Some(AddressWish::This(_)));
+        wish.rr_ip.is_none() && wish.rr_ip_v6.is_none() && !chooses_closest
+    });
     let mut ids = BTreeMap::new();
     for wish in order {
         let id = add_service(draft, &application, wish)?;
@@ -157,8 +161,21 @@ fn add_service(
         id: id.clone(),
         name: name.to_string(),
     };
+    // The one that is chosen comes first, or the other could be given it.
+    let mut closest_ip = None;
+    if let Some(chosen @ AddressWish::This(_)) = wish.closest_ip {
+        closest_ip = Some(addresses::take_closest(draft, &holder, chosen, &wish.path)?);
+    }
     let wished = (wish.rr_ip, wish.rr_ip_v6);
     let (rr_ip, rr_ip_v6) = addresses::take_for_service(draft, &holder, wished, &wish.path)?;
+    if let Some(AddressWish::Any) = wish.closest_ip {
+        closest_ip = Some(addresses::take_closest(
+            draft,
+            &holder,
+            AddressWish::Any,
+            &wish.path,
+        )?);
+    }
     let mut rest = without(&without(&wish.given, &RESERVED), &OWN);
     let copies = [
         ("app_name", &application.name),
@@ -192,6 +209,7 @@ fn add_service(
         owner: application.owner.clone(),
         rr_ip,
         rr_ip_v6,
+        closest_ip,
         next_instance: 0,
         warnings: wish.warnings.clone(),
         deleting: false,
@@ -273,6 +291,9 @@ pub fn forget_empty_service(draft: &mut Draft<'_>, id: &str) {
         return;
     }
     addresses::give_back(draft, service.rr_ip, service.rr_ip_v6);
+    if let Some(address) = service.closest_ip {
+        addresses::give_back_closest(draft, address);
+    }
     draft.note_changed(&service.job.job_name, None);
     draft.services.remove(&id.to_owned());
     let application = &service.job.application_id;

@@ -70,6 +70,9 @@ pub fn service(state: &State, live: &Live, started_at: f64, service: &Service) -
         "userId": service.owner,
     });
     merge(&mut document, fields);
+    if let Some(address) = service.closest_ip {
+        document.insert("closest_ip".to_owned(), json!(address));
+    }
     // Absent until the first instance is wished for.
     if let Some(status) = overall(&instances) {
         document.insert("status".to_owned(), json!(status));

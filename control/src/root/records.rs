@@ -90,6 +90,9 @@ pub struct Service {
     pub owner: String,
     pub rr_ip: Ipv4Addr,
     pub rr_ip_v6: Ipv6Addr,
+    /// The address of its closest instance, where it has one.
+    #[serde(default)]
+    pub closest_ip: Option<Ipv4Addr>,
     /// Number of the next instance. Numbers are not used again.
     pub next_instance: u32,
     /// What the descriptor says and is not acted on.
@@ -105,11 +108,17 @@ impl Service {
 
     /// The addresses as they travel.
     pub fn addresses(&self) -> Vec<ServiceAddress> {
-        vec![ServiceAddress {
+        let round_robin = ServiceAddress {
             kind: IpType::RoundRobin,
             address: Some(self.rr_ip),
             address_v6: Some(self.rr_ip_v6),
-        }]
+        };
+        let closest = self.closest_ip.map(|address| ServiceAddress {
+            kind: IpType::Closest,
+            address: Some(address),
+            address_v6: None,
+        });
+        std::iter::once(round_robin).chain(closest).collect()
     }
 }
 

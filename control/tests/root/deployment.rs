@@ -2,7 +2,7 @@
 
 use protocol::cluster::{FromCluster, FromRoot, InstanceReport};
 use protocol::instance::InstanceStatus;
-use protocol::network::{InstanceRow, Lenient, TableQuery};
+use protocol::network::{InstanceRow, IpType, Lenient, TableQuery};
 use serde_json::{Value, json};
 
 use crate::fake::{Cluster, capacity, report};
@@ -301,8 +301,7 @@ async fn nodes_keep_their_addresses_and_services_are_looked_up() {
     let folder = tempfile::tempdir().expect("folder");
     let root = Root::start(folder.path());
     let admin = root.admin().await;
-    let address =
-        json!({"addresses": {"rr_ip": "10.30.55.55"}, "constraints": [{"type": "direct", "cluster": "c1"}]});
+    let address = json!({"addresses": {"rr_ip": "10.30.55.55", "closest_ip": "10.30.55.56"}, "constraints": [{"type": "direct", "cluster": "c1"}]});
     let id = admin
         .create(&descriptor("app", &[service("one", address)]))
         .await
@@ -352,7 +351,18 @@ async fn nodes_keep_their_addresses_and_services_are_looked_up() {
         (query.clone(), "10.30.55.55")
     );
     assert_eq!(result.app_name.expect("a name").as_str(), "app.test.one.test");
-    assert_eq!((result.instance_list.len(), result.service_ip.len()), (0, 1));
+    assert_eq!(result.instance_list.len(), 0);
+    let addresses = result
+        .service_ip
+        .iter()
+        .map(|address| (address.kind.clone(), address.address));
+    assert_eq!(
+        addresses.collect::<Vec<_>>(),
+        [
+            (IpType::RoundRobin, Some([10, 30, 55, 55].into())),
+            (IpType::Closest, Some([10, 30, 55, 56].into()))
+        ]
+    );
 
     admin.deploy(&id).await;
     let placement = c1.next_deploy().await;
@@ -383,6 +393,10 @@ async fn nodes_keep_their_addresses_and_services_are_looked_up() {
         TableQuery {
             sname: String::new(),
             sip: own,
+        },
+        TableQuery {
+            sname: String::new(),
+            sip: "10.30.55.56".to_owned(),
         },
         TableQuery {
             sname: "app.test.one.test".to_owned(),

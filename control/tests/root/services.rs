@@ -137,6 +137,41 @@ async fn what_is_refused_changes_nothing() {
             "second.test.a.test",
         ),
         (
+            descriptor(
+                "second",
+                &[service("one", json!({"addresses": {"closest_ip": "10.30.9.9"}}))],
+            ),
+            409,
+            "applications[0].microservices[0].addresses.closest_ip",
+            "10.30.9.9 belongs to service first.test.one.test already",
+        ),
+        (
+            // Of the same service.
+            descriptor(
+                "second",
+                &[service(
+                    "one",
+                    json!({"addresses": {"rr_ip": "10.30.8.8", "closest_ip": "10.30.8.8"}}),
+                )],
+            ),
+            422,
+            "applications[0].microservices[0].addresses.closest_ip",
+            "is 10.30.8.8, as rr_ip is",
+        ),
+        (
+            // What one chooses is not given to another that leaves it to the root.
+            descriptor(
+                "second",
+                &[
+                    service("a", json!({"addresses": {"closest_ip": "auto"}})),
+                    service("b", json!({"addresses": {"closest_ip": "10.30.9.9"}})),
+                ],
+            ),
+            409,
+            "applications[0].microservices[1].addresses.closest_ip",
+            "10.30.9.9 belongs to",
+        ),
+        (
             descriptor("first", &[]),
             409,
             "applications[0].application_name",
@@ -178,6 +213,49 @@ async fn what_is_refused_changes_nothing() {
             &[service("a", json!({"addresses": {"rr_ip": "10.30.8.8"}}))],
         ))
         .await;
+}
+
+#[tokio::test]
+async fn the_closest_instance_has_an_address_of_its_own_until_the_service_is_gone() {
+    let folder = tempfile::tempdir().expect("folder");
+    let root = Root::start(folder.path());
+    let admin = root.admin().await;
+    let wishes = [
+        service("auto", json!({"addresses": {"closest_ip": "auto"}})),
+        // The first free one, which the service before it must not be given.
+        service(
+            "given",
+            json!({"addresses": {"closest_ip": "10.30.0.1", "rr_ip": "10.30.0.2"}}),
+        ),
+        service("none", json!({})),
+    ];
+    let ids = admin.create(&descriptor("app", &wishes)).await;
+    let mut documents = Vec::new();
+    for id in &ids {
+        documents.push(admin.read(&format!("/api/service/{id}")).await);
+    }
+    assert_eq!(documents[1]["closest_ip"], "10.30.0.1");
+    assert_eq!(documents[1]["RR_ip"], "10.30.0.2");
+    assert_eq!(documents[2].get("closest_ip"), None);
+    let auto = documents[0]["closest_ip"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    assert!(auto.starts_with("10.30."), "{auto}");
+    assert_ne!(documents[0]["RR_ip"], *auto);
+    assert!(documents.iter().all(|document| document["warnings"] == json!([])));
+
+    let wish = service("one", json!({"addresses": {"rr_ip": auto}}));
+    let taken = admin
+        .post(
+            "/api/application",
+            &descriptor("other", std::slice::from_ref(&wish)),
+        )
+        .await;
+    assert_eq!(taken.status, 409, "{taken:?}");
+    let deleted = admin.delete(&format!("/api/service/{}", ids[0])).await;
+    assert_eq!(deleted.status, 200, "{deleted:?}");
+    admin.create(&descriptor("other", &[wish])).await;
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 use super::maps::NODES;
 use super::parse::{Part, Transport};
 use super::{
-    Outcome, Stop, Walked, balance, deliver, encap, flow, fragment, maps, outbound, packet, parse, published,
-    translate,
+    Outcome, Stop, Walked, balance, deliver, encap, flow, fragment, maps, outbound, packet, parse, probe,
+    published, translate,
 };
 
 /// From a frame on the wire to one that an endpoint receives. What is neither a tunnel datagram for this node, nor
@@ -68,6 +68,10 @@ fn outer_fragment(ctx: &TcContext, outer: &Ipv4) -> Result<(), DropReason> {
 fn tunnelled(ctx: &TcContext, outer: &Ipv4) -> Walked {
     let inner_length = inner_length(ctx, outer)?;
     let Some(peer) = maps::peer(outer.source) else {
+        // A probe has no inner source by which NetManager could find out who it is from.
+        if probe::is_probe(ctx, inner_length) {
+            return Err(DropReason::UnknownPeer.into());
+        }
         // NetManager owns the socket of the tunnel port: it may learn of a new peer this way.
         return if maps::may_hand_up_stranger() {
             Ok(Action::Stranger)
@@ -79,7 +83,12 @@ fn tunnelled(ctx: &TcContext, outer: &Ipv4) -> Walked {
     if peer.interface != packet::interface(ctx) {
         return Err(DropReason::WrongInterface.into());
     }
-    carried(ctx, Hook::FromUplink, inner_length, peer.group)
+    let walked = carried(ctx, Hook::FromUplink, inner_length, peer.group);
+    // Nothing of the frame was touched. A packet is not kept waiting by the question whether it is a probe.
+    if matches!(walked, Err(Stop::Dropped(DropReason::InnerVersion))) && probe::is_probe(ctx, inner_length) {
+        return Ok(probe::take(ctx, inner_length, peer.group)?);
+    }
+    walked
 }
 
 /// A tunnel datagram of a peer that NetManager writes back: it has put its fragments together, or has held it until

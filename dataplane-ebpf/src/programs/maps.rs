@@ -6,7 +6,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, EARLY_FRAGMENTS_PER_WINDOW, Endpoint, EventRate, Flow, FlowKey, Fragment,
     FragmentKey, Instance, Node, Opening, Peer, Published, PublishedKey, RateWindow, SENT_ERRORS_PER_WINDOW,
-    Service, ServiceCounter, Settings, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
+    SentProbe, Service, ServiceCounter, Settings, Trace, TunnelKey, UNKNOWN_PEERS_PER_WINDOW, capacity,
 };
 use dataplane_ebpf::verdict;
 
@@ -54,6 +54,10 @@ pub static UNKNOWN_PEERS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entrie
 #[map]
 pub static SENT_ERRORS: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
+pub static PROBES: Array<SentProbe> = Array::with_max_entries(capacity::PROBES, 0);
+#[map]
+pub static PROBE_RATE: PerCpuArray<RateWindow> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static TRACE: PerCpuArray<Trace> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(verdict::COUNTERS, 0);
@@ -78,6 +82,10 @@ static TUNNEL_PORT: u16 = dataplane_ebpf::address::TUNNEL_PORT;
 /// The node's own namespace address, set when the programs are loaded.
 #[unsafe(no_mangle)]
 static HOST_ADDRESS: [u8; 4] = [0; 4];
+
+/// Probes that each CPU answers in a window of 2^30 ns, set when the programs are loaded.
+#[unsafe(no_mangle)]
+static PROBES_PER_WINDOW: u32 = dataplane_ebpf::probe::ANSWERED_PER_SECOND;
 
 /// How the outer headers are taken off, set when the programs are loaded.
 #[unsafe(no_mangle)]
@@ -207,6 +215,14 @@ pub fn may_hand_up_fragment() -> bool {
 #[inline(always)]
 pub fn may_send_error() -> bool {
     may_pass(&SENT_ERRORS, SENT_ERRORS_PER_WINDOW)
+}
+
+/// Whether another probe may be answered in this window.
+#[inline(always)]
+pub fn may_answer_probe() -> bool {
+    // SAFETY: as in `oak0_interface`.
+    let most = unsafe { core::ptr::read_volatile(&raw const PROBES_PER_WINDOW) };
+    may_pass(&PROBE_RATE, most)
 }
 
 /// Counts one more in this window, unless there were `limit` already.

@@ -5,7 +5,8 @@
 //! from_oak0      │                       └─ open ─ balance ─────┘             └─ encapsulate (elsewhere)
 //! from_host ─────┘                             └─ unknown: to oak0, where NetManager parks it
 //!
-//! from_uplink ─── outer ─┬ admit ─ inner ─ flow ─ translate ─ decapsulate ─ deliver
+//! from_uplink ─── outer ─┬ probe
+//!                        ├ admit ─ inner ─ flow ─ translate ─ decapsulate ─ deliver
 //! from_loopback ─────────┴ published ─ flow ─ translate ─ deliver, and back from from_endpoint
 //! ```
 //!
@@ -29,6 +30,7 @@ mod maps;
 mod outbound;
 mod packet;
 mod parse;
+mod probe;
 mod published;
 mod published_error;
 mod redirect;
@@ -215,8 +217,11 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | Action::PublishAnswer
             | Action::AnswerGateway
             | Action::IcmpTooBig
-            | Action::IcmpUnreachable),
+            | Action::IcmpUnreachable
+            | Action::ProbeAnswered),
         ) => (action.row(), TC_ACT_REDIRECT),
+        // Taken in: there is nothing left to pass on.
+        Ok(action @ Action::ProbeReceived) => (action.row(), TC_ACT_SHOT),
         Err(
             reason @ (DropReason::VlanTagged
             | DropReason::Spoofed
@@ -249,7 +254,10 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | DropReason::InnerMalformed
             | DropReason::SourceNotOverlay
             | DropReason::SourceNotOnNode
-            | DropReason::DestinationNotLocal),
+            | DropReason::DestinationNotLocal
+            | DropReason::ProbeMalformed
+            | DropReason::ProbeUnexpected
+            | DropReason::ProbeRate),
         ) => (reason.row(), TC_ACT_SHOT),
     };
     maps::count(index(hook, row), u64::from(ctx.len()));
@@ -266,7 +274,9 @@ fn conclude(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
             | Action::Tunnel
             | Action::Publish
             | Action::PublishAnswer
-            | Action::AnswerGateway,
+            | Action::AnswerGateway
+            | Action::ProbeAnswered
+            | Action::ProbeReceived,
         ) => false,
     };
     if told {

@@ -162,7 +162,7 @@ pub async fn nodes(socket: &Path, output: &Output) -> anyhow::Result<()> {
                 (Some(address), false) => format!("{address} (not confirmed)"),
                 (None, _) => "asked of the kernel".to_owned(),
             };
-            let round_trip = node.round_trip_microseconds.map_or_else(
+            let round_trip = node.round_trip_us.map_or_else(
                 || "not measured".to_owned(),
                 |microseconds| format!("{microseconds} µs"),
             );

@@ -1,6 +1,7 @@
 //! What each of the two files says.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,11 +10,15 @@ use dataplane_ebpf::address;
 use super::ConfigError;
 use super::values::Document;
 use crate::flows::Lifetimes;
+use crate::probes::Settings;
 
 const DEFAULT_CLUSTER_PORT: u16 = 10003;
 const DEFAULT_MTU: u16 = 1450;
 const DEFAULT_SWEEP: Duration = Duration::from_secs(10);
 const DEFAULT_INTEREST: Duration = Duration::from_secs(600);
+/// Milliseconds: fast enough to matter, and slow enough for a link that costs.
+const INTERVAL_RANGE: RangeInclusive<u32> = 20..=3_600_000;
+const RATE_RANGE: RangeInclusive<u32> = 1..=100_000;
 
 /// `netcfg.json`.
 pub(super) struct NetworkFile {
@@ -24,6 +29,7 @@ pub(super) struct NetworkFile {
     pub(super) default_interface: Option<String>,
     pub(super) debug: bool,
     pub(super) public_ip_networking: bool,
+    pub(super) probes: Settings,
     pub(super) certificate: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
     pub(super) authority: Option<PathBuf>,
@@ -55,6 +61,7 @@ impl NetworkFile {
             default_interface: default_interface(&file)?,
             debug: file.flag("Debug")?,
             public_ip_networking: file.flag("PublicIPNetworking")?,
+            probes: probes(&file)?,
             certificate,
             key,
             authority: path_of("MqttCa")?,
@@ -76,6 +83,30 @@ fn lifetimes(section: &Document) -> Result<Lifetimes, ConfigError> {
         udp_one_way: section.seconds("UdpOneWay", default.udp_one_way)?,
         udp_answered: section.seconds("UdpAnswered", default.udp_answered)?,
         icmp: section.seconds("Icmp", default.icmp)?,
+    })
+}
+
+/// Everything about probes may be left out.
+fn probes(file: &Document) -> Result<Settings, ConfigError> {
+    let default = Settings::default();
+    let milliseconds = |key, default: Duration| {
+        let default = u32::try_from(default.as_millis()).unwrap_or(u32::MAX);
+        let number = file.integer(key, INTERVAL_RANGE, default)?;
+        Ok::<_, ConfigError>(Duration::from_millis(number.into()))
+    };
+    let metered = file.text("MeteredInterfaces")?.unwrap_or_default();
+    let metered = metered.split(',').map(str::trim).filter(|name| !name.is_empty());
+    Ok(Settings {
+        interval: milliseconds("ProbeInterval", default.interval)?,
+        metered_interval: milliseconds("ProbeIntervalMetered", default.metered_interval)?,
+        metered_interfaces: metered.map(str::to_owned).collect(),
+        silent_after: milliseconds("ProbeSilence", default.silent_after)?,
+        per_second: file.integer("ProbesPerSecond", RATE_RANGE, default.per_second)?,
+        answered_per_second: file.integer(
+            "ProbesAnsweredPerSecond",
+            RATE_RANGE,
+            default.answered_per_second,
+        )?,
     })
 }
 

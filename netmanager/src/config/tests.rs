@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -40,6 +42,7 @@ fn missing_files_and_the_shipped_ones_mean_the_same() {
         mtu: 1450,
         debug: false,
         public_ip_networking: false,
+        probes: Settings::default(),
         mqtt_certificate: None,
         mqtt_key: None,
         mqtt_ca: None,
@@ -64,7 +67,9 @@ fn every_key_is_heard_and_unknown_ones_do_no_harm() {
         "FlowSweepSeconds": 0.5, "InterestSeconds": "90", "FlowLifetimes": {
             "TcpOpening": 1, "TcpEstablished": "2", "TcpClosed": 3.5, "tcpReset": 4, "UdpOneWay": 5, "UdpAnswered": 6,
             "Icmp": 7
-        }
+        },
+        "ProbeInterval": "500", "ProbeIntervalMetered": 60000, "MeteredInterfaces": "wwan0, ppp0",
+        "ProbeSilence": 3000, "ProbesPerSecond": 50, "ProbesAnsweredPerSecond": 100
     }"#;
     let tunnel = r#"{"TunnelPort": "50104", "mtuSize": "9000", "Comment": {"by": "a person"}}"#;
     let config = read(Some(network), Some(tunnel)).expect("all keys");
@@ -78,6 +83,14 @@ fn every_key_is_heard_and_unknown_ones_do_no_harm() {
         mtu: 9000,
         debug: true,
         public_ip_networking: true,
+        probes: Settings {
+            interval: Duration::from_millis(500),
+            metered_interval: Duration::from_secs(60),
+            metered_interfaces: vec!["wwan0".to_owned(), "ppp0".to_owned()],
+            silent_after: Duration::from_secs(3),
+            per_second: 50,
+            answered_per_second: 100,
+        },
         mqtt_certificate: Some("/c.pem".into()),
         mqtt_key: Some("/k.pem".into()),
         mqtt_ca: Some("/ca.pem".into()),
@@ -159,6 +172,14 @@ fn what_is_wrong_is_reported_with_file_key_and_value() {
         (
             r#"{"InterestSeconds": "soon"}"#,
             r#"InterestSeconds = "soon": a number of seconds"#,
+        ),
+        (
+            r#"{"ProbeInterval": 19}"#,
+            "ProbeInterval = 19: a number from 20 to 3600000 is needed",
+        ),
+        (
+            r#"{"ProbesPerSecond": "0"}"#,
+            r#"ProbesPerSecond = "0": a number from 1 to 100000 is needed"#,
         ),
         ("[]", "not a JSON object"),
         ("", "not a JSON object"),

@@ -1,10 +1,12 @@
 //! Single values out of a configuration file, each checked, each refused with file, key and value.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -137,7 +139,7 @@ impl Document {
 
     /// Checks a prefix length that nothing depends on yet.
     pub(super) fn check_prefix_length_v6(&self, key: &'static str) -> Result<(), ConfigError> {
-        self.number(key, 0..=128, 0)?;
+        self.number(key, 0..=128_u16, 0)?;
         Ok(())
     }
 
@@ -152,19 +154,27 @@ impl Document {
         }
     }
 
-    fn number(
+    /// A whole number, as a number or as a text.
+    pub(super) fn integer(
         &self,
         key: &'static str,
-        range: RangeInclusive<u16>,
-        default: u16,
-    ) -> Result<u16, ConfigError> {
+        range: RangeInclusive<u32>,
+        default: u32,
+    ) -> Result<u32, ConfigError> {
+        self.number(key, range, default)
+    }
+
+    fn number<N>(&self, key: &'static str, range: RangeInclusive<N>, default: N) -> Result<N, ConfigError>
+    where
+        N: Copy + PartialOrd + Display + FromStr + TryFrom<u64>,
+    {
         let Some(value) = self.value(key) else {
             return Ok(default);
         };
         let number = match value {
             Value::String(text) if text.trim().is_empty() => return Ok(default),
             Value::String(text) => text.trim().parse().ok(),
-            Value::Number(number) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
+            Value::Number(number) => number.as_u64().and_then(|number| N::try_from(number).ok()),
             Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
         };
         number
@@ -198,6 +208,6 @@ pub(super) fn mtu_of_variable(name: &'static str, value: &OsStr) -> Result<u16, 
     })
 }
 
-fn needed(range: &RangeInclusive<u16>) -> String {
+fn needed<N: Display>(range: &RangeInclusive<N>) -> String {
     format!("a number from {} to {} is needed", range.start(), range.end())
 }

@@ -35,7 +35,7 @@ pub use tables::Tables;
 pub use verify::{MapReport, ProgramReport, Report, verify};
 
 /// Names of all maps of the object.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 26] = [
     "FLOWS",
     "UNANSWERED",
     "INSTANCES",
@@ -54,6 +54,8 @@ pub const MAPS: [&str; 24] = [
     "OPENING",
     "UNKNOWN_PEERS",
     "SENT_ERRORS",
+    "PROBES",
+    "PROBE_RATE",
     "COUNTERS",
     "SERVICE_COUNTERS",
     "TRACE",
@@ -120,6 +122,8 @@ pub struct Globals {
     pub tunnel_port: u16,
     /// The node's own namespace address.
     pub host_address: std::net::Ipv4Addr,
+    /// Probes of other nodes that each CPU answers in a second.
+    pub probes_answered: u32,
     /// Whether walks note in `TRACE` what they did. For tests.
     pub trace_walks: bool,
 }
@@ -226,6 +230,7 @@ pub fn load_object(
         .override_global("OAK0_INTERFACE", &globals.oak0_interface, true)
         .override_global("TUNNEL_PORT", &globals.tunnel_port, true)
         .override_global("HOST_ADDRESS", &host_address, true)
+        .override_global("PROBES_PER_WINDOW", &globals.probes_answered, true)
         .override_global("TRACE_WALKS", &trace_walks, true)
         .override_global("DECAPSULATION_FLAGS", &decapsulation_flags, true);
     for (name, path) in pins {

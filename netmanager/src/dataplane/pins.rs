@@ -7,7 +7,8 @@ use std::{fs, io};
 use aya::maps::MapInfo;
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, EventRate, Flow, FlowKey, Fragment, FragmentKey, Instance, LAYOUT, Node,
-    Opening, Peer, Published, PublishedKey, RateWindow, Service, ServiceCounter, Settings, Trace, TunnelKey,
+    Opening, Peer, Published, PublishedKey, RateWindow, SentProbe, Service, ServiceCounter, Settings, Trace,
+    TunnelKey,
 };
 
 use super::{DataplaneError, MAPS, Program, attach};
@@ -194,7 +195,10 @@ fn sizes(name: &str) -> (usize, usize) {
         "BACKENDS" => (size_of::<BackendKey>(), INDEX),
         "CURSORS" => (INDEX, size_of::<u64>()),
         "FRAGMENTS" => (size_of::<FragmentKey>(), size_of::<Fragment>()),
-        "EARLY_FRAGMENTS" | "UNKNOWN_PEERS" | "SENT_ERRORS" => (INDEX, size_of::<RateWindow>()),
+        "PROBES" => (INDEX, size_of::<SentProbe>()),
+        "EARLY_FRAGMENTS" | "UNKNOWN_PEERS" | "SENT_ERRORS" | "PROBE_RATE" => {
+            (INDEX, size_of::<RateWindow>())
+        }
         "OPENING" => (INDEX, size_of::<Opening>()),
         "TRACE" => (INDEX, size_of::<Trace>()),
         "COUNTERS" => (INDEX, size_of::<Counter>()),

@@ -6,7 +6,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use dataplane_ebpf::tables::{
     BackendKey, Counter, Endpoint, Flow, FlowKey, Fragment, FragmentKey, Instance, Node, Peer, Published,
-    PublishedKey, Service, ServiceCounter, Trace, TunnelKey,
+    PublishedKey, SentProbe, Service, ServiceCounter, Trace, TunnelKey,
 };
 
 use super::{DataplaneError, Events};
@@ -34,6 +34,7 @@ pub struct Tables {
     pub cursors: Array<MapData, u64>,
     pub local_addresses: HashMap<MapData, Address, u32>,
     pub published: HashMap<MapData, PublishedKey, Published>,
+    pub probes: Array<MapData, SentProbe>,
     pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     pub counters: PerCpuArray<MapData, Counter>,
     /// What happens now; taken by whoever reads it.
@@ -60,6 +61,7 @@ impl Tables {
             cursors: take(programs, "CURSORS")?,
             local_addresses: take(programs, "LOCAL_ADDRESSES")?,
             published: take(programs, "PUBLISHED")?,
+            probes: take(programs, "PROBES")?,
             fragments: take(programs, "FRAGMENTS")?,
             counters: take(programs, "COUNTERS")?,
             events: Some(Events::take(programs)?),

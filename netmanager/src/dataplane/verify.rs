@@ -52,6 +52,7 @@ fn verify_below(folder: &super::Pins) -> Result<Report, DataplaneError> {
         oak0_interface: 1,
         tunnel_port: dataplane_ebpf::address::TUNNEL_PORT,
         host_address: std::net::Ipv4Addr::LOCALHOST,
+        probes_answered: dataplane_ebpf::probe::ANSWERED_PER_SECOND,
         trace_walks: false,
     };
     let (mut programs, _tables) = load(globals, &pins)?;

@@ -8,7 +8,7 @@ use aya::maps::MapError;
 use dataplane_ebpf::tables::capacity;
 
 use super::indexes::Indexes;
-use super::{Directory, INDEX_QUARANTINE, KnownInstance, KnownNode, KnownService, NodeKey, removed};
+use super::{Directory, INDEX_QUARANTINE, KnownInstance, KnownNode, KnownService, NodeKey, Policy, removed};
 use crate::dataplane::{DataplaneError, Tables};
 
 impl Directory {
@@ -24,6 +24,9 @@ impl Directory {
             instance_indexes: Indexes::new(0, 0, 0),
             nodes: HashMap::new(),
             node_keys: HashMap::new(),
+            nodes_version: 0,
+            instances_on: HashMap::new(),
+            services_of: HashMap::new(),
             node_indexes: Indexes::new(0, 0, 0),
             group_indexes: Indexes::new(0, 0, 0),
             services: HashMap::new(),
@@ -38,6 +41,8 @@ impl Directory {
         directory.adopt_nodes()?;
         directory.adopt_instances()?;
         directory.adopt_services()?;
+        // Whoever was silent before has to fall silent again.
+        directory.choose_everywhere()?;
         Ok(directory)
     }
 
@@ -55,6 +60,9 @@ impl Directory {
                 KnownNode {
                     index,
                     group: node.group,
+                    interface: node.interface,
+                    round_trip: node.round_trip,
+                    silent: false,
                 },
             );
         }
@@ -80,6 +88,7 @@ impl Directory {
                 namespace_address: Ipv4Addr::from(instance.place.address()),
                 node: instance.place.node(),
             };
+            self.instances_on.entry(known.node).or_default().insert(index);
             self.instances.insert(Ipv4Addr::from(address), known);
             self.addresses.insert(index, Ipv4Addr::from(address));
         }
@@ -95,8 +104,9 @@ impl Directory {
             let (address, service) = entry.map_err(reading("SERVICES"))?;
             let generation = service.set.generation();
             current.insert((service.id, generation));
-            let backends = (0..u32::from(service.set.backends()))
-                .filter_map(|slot| {
+            // Up to the first that is vacant: behind those that are chosen are the others.
+            let candidates: Vec<u32> = (0..capacity::BACKENDS)
+                .map_while(|slot| {
                     let key = dataplane_ebpf::tables::BackendKey {
                         service: service.id,
                         generation,
@@ -105,12 +115,19 @@ impl Directory {
                     self.tables.backends.get(&key, 0).ok()
                 })
                 .collect();
+            let address = Ipv4Addr::from(address);
+            for index in &candidates {
+                self.services_of.entry(*index).or_default().insert(address);
+            }
+            let number = usize::from(service.set.backends());
             let known = KnownService {
                 id: service.id,
                 generation,
-                backends,
+                policy: Policy::from_map(service.set.policy()),
+                backends: candidates.iter().take(number).copied().collect(),
+                candidates,
             };
-            self.services.insert(Ipv4Addr::from(address), known);
+            self.services.insert(address, known);
         }
         let used: BTreeSet<u32> = self.services.values().map(|service| service.id).collect();
         self.service_ids = Indexes::with_used(0, capacity::SERVICES, 0, &used);

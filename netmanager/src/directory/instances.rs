@@ -187,8 +187,16 @@ impl Directory {
         };
         self.instances.insert(address, entry);
         self.addresses.insert(index, address);
+        let moved_from = known.map(|known| known.node).filter(|node| *node != entry.node);
+        if let Some(instances) = moved_from.and_then(|node| self.instances_on.get_mut(&node)) {
+            instances.remove(&index);
+        }
+        self.instances_on.entry(entry.node).or_default().insert(index);
         if known.is_some_and(|known| known.incarnation != incarnation) {
             self.endings.notify_one();
+        }
+        if moved_from.is_some() {
+            self.choose_for_instance(index)?;
         }
         Ok(index)
     }
@@ -204,6 +212,12 @@ impl Directory {
         )?;
         self.write_instance(known.index, Instance::default())?;
         self.addresses.remove(&known.index);
+        if let Some(instances) = self.instances_on.get_mut(&known.node) {
+            instances.remove(&known.index);
+            if instances.is_empty() {
+                self.instances_on.remove(&known.node);
+            }
+        }
         self.instance_indexes.free(known.index);
         self.endings.notify_one();
         Ok(())

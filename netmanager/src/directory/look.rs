@@ -11,7 +11,7 @@ use crate::dataplane::{CounterRow, DataplaneError, read_all_counters};
 use crate::trace::{Question, Site, Trace, trace};
 
 /// A node, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeView {
     /// Where its tunnel listens.
     pub address: Ipv4Addr,
@@ -32,8 +32,11 @@ pub struct NodeView {
     pub fixed_source_port: bool,
     /// Instances on it that are known here.
     pub instances: usize,
-    /// Round-trip time in microseconds; `None` when it is not measured.
-    pub round_trip_microseconds: Option<u32>,
+    /// Smoothed round trip and its mean deviation, in microseconds; `None` when it is not measured.
+    pub round_trip_us: Option<u64>,
+    pub deviation_us: Option<u64>,
+    /// The share of probes that are lost, 0 to 1.
+    pub loss: f64,
 }
 
 /// How full a map is.
@@ -90,7 +93,9 @@ impl Directory {
                     .values()
                     .filter(|instance| instance.node == known.index)
                     .count(),
-                round_trip_microseconds: (node.round_trip != 0).then_some(node.round_trip),
+                round_trip_us: (node.round_trip != 0).then_some(node.round_trip.into()),
+                deviation_us: None,
+                loss: 0.0,
             });
         }
         views.sort_by_key(|view| (view.address, view.port));

@@ -6,6 +6,7 @@
 //! It holds no knowledge of its own beyond what the maps hold, so a new process reads it back from them.
 
 mod adopt;
+mod choice;
 mod indexes;
 mod instances;
 mod look;
@@ -14,7 +15,7 @@ mod published;
 mod services;
 mod usage;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -24,10 +25,11 @@ use tokio::sync::Notify;
 use crate::dataplane::{CounterRow, DataplaneError, Tables, read_counters};
 use indexes::Indexes;
 
+pub use choice::Policy;
 pub use instances::{LocalEndpoint, RemoteInstance};
 pub use look::{Fill, NodeView, ServiceTraffic};
-pub use nodes::{Ethernet, NodeKey, Path};
-pub use services::ServiceView;
+pub use nodes::{Ethernet, KnownPath, NodeKey, Path};
+pub use services::{InstanceView, ServiceView};
 pub use usage::ServiceUse;
 
 /// How long a freed index of an instance is kept from reuse: this many others are handed out first.
@@ -48,7 +50,10 @@ struct KnownInstance {
 struct KnownService {
     id: u32,
     generation: u32,
-    /// Indexes of the instances, in the order of slots.
+    policy: Policy,
+    /// Indexes of the instances that may be chosen, in the order in which they were said.
+    candidates: Vec<u32>,
+    /// Those of them that are, in the order of slots.
     backends: Vec<u32>,
 }
 
@@ -57,6 +62,12 @@ struct KnownService {
 struct KnownNode {
     index: u32,
     group: u32,
+    /// Index of the interface towards it.
+    interface: u32,
+    /// Round trip in microseconds; zero while it is not known.
+    round_trip: u32,
+    /// It does not answer, and takes no new flows.
+    silent: bool,
 }
 
 /// The tables and what is in them.
@@ -70,6 +81,12 @@ pub struct Directory {
     nodes: HashMap<NodeKey, KnownNode>,
     /// Each node by its index.
     node_keys: HashMap<u32, NodeKey>,
+    /// Raised with every node that comes, goes, or is reached by another interface.
+    nodes_version: u64,
+    /// Indexes of the instances on each node, by its index.
+    instances_on: HashMap<u32, BTreeSet<u32>>,
+    /// Addresses of the services that each instance may be chosen for, by its index.
+    services_of: HashMap<u32, BTreeSet<Ipv4Addr>>,
     node_indexes: Indexes,
     group_indexes: Indexes,
     services: HashMap<Ipv4Addr, KnownService>,

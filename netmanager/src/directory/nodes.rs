@@ -39,6 +39,20 @@ pub struct Path {
     pub flags: u16,
 }
 
+/// A node that is known, and how it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownPath {
+    pub key: NodeKey,
+    /// Index in `NODES`.
+    pub index: u32,
+    /// Index of the interface towards it; zero while there is no way.
+    pub interface: u32,
+    /// Largest outer packet, in bytes.
+    pub mtu: u32,
+    /// Round trip in microseconds; zero while it is not known.
+    pub round_trip: u32,
+}
+
 impl Directory {
     /// Enters a node, or brings its path up to date: one write, whatever flows go there.
     ///
@@ -60,6 +74,9 @@ impl Directory {
                 KnownNode {
                     index: self.node_indexes.take().ok_or_else(full)?,
                     group,
+                    interface: 0,
+                    round_trip: 0,
+                    silent: false,
                 }
             }
         };
@@ -75,10 +92,17 @@ impl Directory {
             port: key.port.to_be_bytes(),
             zero: [0; 2],
             mtu: path.mtu,
-            round_trip: 0,
+            round_trip: known.round_trip,
             zero_end: 0,
         };
-        let KnownNode { index, group } = known;
+        let KnownNode { index, group, .. } = known;
+        if known.interface != path.interface {
+            self.nodes_version += 1;
+        }
+        let known = KnownNode {
+            interface: path.interface,
+            ..known
+        };
         self.nodes.insert(key, known);
         self.node_keys.insert(index, key);
         self.tables
@@ -162,6 +186,36 @@ impl Directory {
         self.nodes.keys().copied().collect()
     }
 
+    /// All nodes, in the order of addresses.
+    ///
+    /// # Errors
+    /// When the kernel refuses to read.
+    pub fn known_paths(&self) -> Result<Vec<KnownPath>, DataplaneError> {
+        let mut paths = Vec::with_capacity(self.nodes.len());
+        for (key, known) in &self.nodes {
+            let node = self.tables.nodes.get(&known.index, 0);
+            let node = node.map_err(|source| DataplaneError::Map {
+                name: "NODES",
+                operation: "reading",
+                source,
+            })?;
+            paths.push(KnownPath {
+                key: *key,
+                index: known.index,
+                interface: known.interface,
+                mtu: node.mtu,
+                round_trip: known.round_trip,
+            });
+        }
+        paths.sort_by_key(|path| path.key);
+        Ok(paths)
+    }
+
+    /// Another number whenever a node has come, gone, or is reached by another interface.
+    pub fn nodes_version(&self) -> u64 {
+        self.nodes_version
+    }
+
     /// Whether instances of this node can be entered.
     pub fn knows_node(&self, key: NodeKey) -> bool {
         self.nodes.contains_key(&key)
@@ -182,6 +236,7 @@ impl Directory {
         let Some(known) = self.nodes.remove(&key) else {
             return Ok(());
         };
+        self.nodes_version += 1;
         removed("TUNNELS", self.tables.tunnels.remove(&tunnel_key(key)))?;
         if !self.is_peer(key.address) {
             removed("PEERS", self.tables.peers.remove(&key.address.octets()))?;

@@ -5,10 +5,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
 
 use aya::maps::{MapError, PerCpuValues};
-use dataplane_ebpf::tables::{BackendKey, BackendSet, Service, ServiceCounter, THIS_NODE, capacity, policy};
+use dataplane_ebpf::tables::{BackendKey, BackendSet, Service, ServiceCounter, THIS_NODE, capacity};
 use serde::{Deserialize, Serialize};
 
-use super::{Directory, KnownService, removed, written};
+use super::{Directory, KnownService, Policy, removed, written};
 use crate::dataplane::DataplaneError;
 
 /// A service address, for people.
@@ -31,7 +31,8 @@ pub struct InstanceView {
 }
 
 impl Directory {
-    /// Makes these the addresses of the named service, each leading to these instances in turn. Instances that
+    /// Makes these the addresses of the named service, each leading to those of these instances that its policy chooses,
+    /// in turn. Instances that
     /// were reached through it before and are in no service any more are taken out, unless they are endpoints of
     /// this node.
     ///
@@ -40,17 +41,19 @@ impl Directory {
     pub fn set_service(
         &mut self,
         name: &str,
-        addresses: &[Ipv4Addr],
-        backends: &[u32],
+        addresses: &[(Ipv4Addr, Policy)],
+        candidates: &[u32],
         instances: &[Ipv4Addr],
     ) -> Result<(), DataplaneError> {
-        let mut before = self.members_of(name, addresses);
+        let policies = addresses;
+        let addresses: Vec<Ipv4Addr> = policies.iter().map(|(address, _)| *address).collect();
+        let mut before = self.members_of(name, &addresses);
         let previous = self
             .names
-            .insert(name.to_owned(), addresses.to_vec())
+            .insert(name.to_owned(), addresses.clone())
             .unwrap_or_default();
-        for address in addresses {
-            self.set_backends(*address, backends)?;
+        for (address, policy) in policies {
+            self.set_candidates(*address, *policy, candidates)?;
             self.owners.insert(*address, name.to_owned());
         }
         for address in previous.iter().filter(|address| !addresses.contains(address)) {
@@ -130,7 +133,7 @@ impl Directory {
         ServiceView {
             name: self.service_name(address).unwrap_or_default().to_owned(),
             address,
-            policy: "round robin".to_owned(),
+            policy: service.policy.as_str().to_owned(),
             instances: instances.collect(),
         }
     }
@@ -144,29 +147,30 @@ impl Directory {
         let Some(index) = self.index_of(instance) else {
             return Ok(());
         };
-        let remaining: Vec<(Ipv4Addr, Vec<u32>)> = self
-            .services
-            .iter()
-            .filter(|(_, service)| service.backends.contains(&index))
-            .map(|(address, service)| {
-                let others = service
-                    .backends
-                    .iter()
-                    .copied()
-                    .filter(|backend| *backend != index);
-                (*address, others.collect())
-            })
-            .collect();
-        for (address, backends) in remaining {
-            self.set_backends(address, &backends)?;
+        for address in self.services_of.get(&index).cloned().unwrap_or_default() {
+            let Some(service) = self.services.get(&address) else {
+                continue;
+            };
+            let policy = service.policy;
+            let mut others = service.candidates.clone();
+            others.retain(|candidate| *candidate != index);
+            self.set_candidates(address, policy, &others)?;
         }
         Ok(())
     }
 
-    /// Writes a generation of backends and switches to it by one store.
-    fn set_backends(&mut self, address: Ipv4Addr, backends: &[u32]) -> Result<(), DataplaneError> {
+    /// Writes a generation of backends, the other candidates behind them, and switches to it by one store.
+    pub(super) fn set_backends(
+        &mut self,
+        address: Ipv4Addr,
+        policy: Policy,
+        candidates: &[u32],
+        backends: &[u32],
+    ) -> Result<(), DataplaneError> {
         let known = self.services.get(&address);
-        if known.is_some_and(|known| known.backends == backends) {
+        if known.is_some_and(|known| {
+            known.policy == policy && known.backends == backends && known.candidates == candidates
+        }) {
             return Ok(());
         }
         let (id, generation, is_new) = match known {
@@ -186,7 +190,9 @@ impl Directory {
             self.write_cursor(id, hasher.finish() >> 16)?;
             self.clear_traffic(id)?;
         }
-        for (slot, instance) in (0u32..).zip(backends) {
+        let chosen: HashSet<&u32> = backends.iter().collect();
+        let others = candidates.iter().filter(|candidate| !chosen.contains(candidate));
+        for (slot, instance) in (0u32..).zip(backends.iter().chain(others)) {
             let key = BackendKey {
                 service: id,
                 generation,
@@ -207,7 +213,7 @@ impl Directory {
             .get(&key, 0)
             .map_or(0, |service| service.last_used);
         let number = u16::try_from(backends.len()).unwrap_or(u16::MAX);
-        let set = BackendSet::new(generation, number, policy::ROUND_ROBIN);
+        let set = BackendSet::new(generation, number, policy.to_map());
         let result = self
             .tables
             .services
@@ -216,10 +222,18 @@ impl Directory {
         let service = KnownService {
             id,
             generation,
+            policy,
+            candidates: candidates.to_vec(),
             backends: backends.to_vec(),
         };
-        if let Some(old) = self.services.insert(address, service) {
-            self.remove_generation(id, old.generation, old.backends.len() as u32)?;
+        let old = self.services.insert(address, service);
+        self.note_candidates(
+            address,
+            old.as_ref().map(|old| old.candidates.as_slice()),
+            candidates,
+        );
+        if let Some(old) = old {
+            self.remove_generation(id, old.generation, old.candidates.len() as u32)?;
         }
         Ok(())
     }
@@ -237,8 +251,9 @@ impl Directory {
         let Some(known) = self.services.remove(&address) else {
             return Ok(());
         };
+        self.note_candidates(address, Some(&known.candidates), &[]);
         removed("SERVICES", self.tables.services.remove(&address.octets()))?;
-        self.remove_generation(known.id, known.generation, known.backends.len() as u32)?;
+        self.remove_generation(known.id, known.generation, known.candidates.len() as u32)?;
         self.service_ids.free(known.id);
         Ok(())
     }
@@ -289,7 +304,7 @@ impl Directory {
         let behind = addresses
             .iter()
             .filter_map(|address| self.services.get(address))
-            .flat_map(|service| &service.backends)
+            .flat_map(|service| &service.candidates)
             .filter_map(|index| self.addresses.get(index).copied());
         behind
             .chain(self.members.get(name).into_iter().flatten().copied())
@@ -312,6 +327,11 @@ impl Directory {
         }
         let members = self.instances_of_services();
         let mut unused: HashSet<Ipv4Addr> = gone.difference(&members).copied().collect();
+        // Services of which the name is not known have no members yet, but candidates.
+        unused.retain(|address| {
+            let index = self.index_of(*address);
+            !index.is_some_and(|index| self.services_of.contains_key(&index))
+        });
         unused.retain(|address| {
             let known = self.instances.get(address);
             known.is_some_and(|known| known.node != THIS_NODE)

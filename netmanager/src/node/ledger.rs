@@ -272,6 +272,7 @@ mod tests {
         ServiceRecord {
             name: NAME.to_owned(),
             round_robin: vec![Ipv4Addr::new(10, 30, 55, 55)],
+            closest: Vec::new(),
             instances: vec![instance(1, incarnation)],
         }
     }

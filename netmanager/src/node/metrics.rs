@@ -199,11 +199,11 @@ impl Node {
             "node_round_trip_seconds",
             "Round-trip time to a node, where it is measured",
         );
-        for node in self.directory().nodes()?.into_iter().take(ROWS) {
+        for node in self.nodes()?.into_iter().take(ROWS) {
             let labels = vec![("node", format!("{}:{}", node.address, node.port))];
             set(&alive, labels.clone(), f64::from(u8::from(node.alive)));
-            if let Some(microseconds) = node.round_trip_microseconds {
-                set(&round_trip, labels, f64::from(microseconds) / 1e6);
+            if let Some(microseconds) = node.round_trip_us {
+                set(&round_trip, labels, microseconds as f64 / 1e6);
             }
         }
         let (is_connected, _) = lock(&self.connection).clone();

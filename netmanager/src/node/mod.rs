@@ -4,6 +4,7 @@
 //!   containers ──/container/deploy, Docker──► attach ──► endpoint, directory, program
 //!   oak0 ──────────first packets────► upcalls ──► resolver ──► records ──► directory ──► packets back to oak0
 //!   cluster ───────peers, changes───► records
+//!   tunnel port ◄──probes──────────► probing ──► directory
 //!   kernel ────────links, routes────► upkeep ──► paths, uplinks, local addresses
 //! ```
 //!
@@ -21,6 +22,7 @@ mod metrics;
 mod names;
 mod path_mtu;
 mod paths;
+mod probing;
 mod published;
 mod reassembled;
 mod reconcile;
@@ -58,6 +60,7 @@ use crate::host::path_mtu::PathMtuSocket;
 use crate::host::ruleset::RulesetChanges;
 use crate::host::{Netlink, firewall};
 use crate::parking::Parking;
+use crate::probes::Probes;
 use crate::resolver::{MqttSettings, Resolver, Update};
 use crate::state::{Registration, State, Store};
 
@@ -126,6 +129,10 @@ pub struct Node {
     /// Interfaces whose offloads were set.
     tended: Mutex<BTreeSet<u32>>,
     connection: Mutex<(bool, String)>,
+    /// What the probes say of other nodes. Locked before the directory where both are.
+    probes: Mutex<Probes>,
+    /// Nodes have come or gone.
+    probes_due: Notify,
     /// Why first packets do not get here; `None` when they do.
     upcalls_broken: Mutex<Option<String>>,
     /// Something was learnt that the firewall and the paths should follow.
@@ -191,13 +198,15 @@ impl Node {
             mtu: u32::from(config.mtu),
         };
         let oak0 = Oak0::open(&netlink, &options).await.context("opening oak0")?;
-        let strangers = strangers::listen(config.listen_port)?;
+        let tunnel_socket = Arc::new(strangers::listen(config.listen_port)?);
+        let probe_settings = config.probes.clone();
         let path_mtus = PathMtuSocket::open().context("listening to routers")?;
 
         let globals = Globals {
             oak0_interface: oak0.index(),
             tunnel_port: config.listen_port,
             host_address,
+            probes_answered: config.probes.answered_per_second,
             trace_walks: false,
         };
         let pins = Pins::of(&registration.node_id);
@@ -258,6 +267,8 @@ impl Node {
             published: Mutex::default(),
             firewall_applied: Mutex::default(),
             tended: Mutex::default(),
+            probes: Mutex::new(Probes::new(probe_settings)),
+            probes_due: Notify::new(),
             connection: Mutex::new((false, "connecting".to_owned())),
             upcalls_broken: Mutex::default(),
             upkeep_due: Notify::new(),
@@ -287,7 +298,8 @@ impl Node {
         node.spawn(|node| node.serve_names());
         node.spawn(|node| node.serve_changes(changes));
         node.spawn(|node| node.serve_ruleset(ruleset));
-        node.spawn(|node| node.serve_strangers(strangers));
+        node.spawn(|node| node.serve_strangers(tunnel_socket.clone()));
+        node.spawn(|node| node.serve_probes(tunnel_socket));
         node.spawn(|node| node.serve_path_mtus(path_mtus));
         node.spawn(|node| node.serve_flows(flow_maps));
         node.spawn(|node| node.serve_events(events.ring));

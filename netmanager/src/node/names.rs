@@ -42,7 +42,7 @@ impl Node {
     async fn learn_name(&self, address: Ipv4Addr, denied: &mut Denials) {
         let asked = lock(&self.ledger).ask();
         match self.resolver.resolve(address).await {
-            Ok(Some(record)) if record.round_robin.contains(&address) => {
+            Ok(Some(record)) if record.addresses().any(|other| *other == address) => {
                 denied.withdraw(address);
                 if let Err(error) = self.install_answer(record, asked).await {
                     tracing::error!(%error, %address, "cannot enter a service");

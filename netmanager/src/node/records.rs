@@ -14,7 +14,7 @@ use super::ledger::{Asked, Ledger};
 use super::paths::Confirm;
 use super::{Node, lock};
 use crate::dataplane::DataplaneError;
-use crate::directory::{Directory, NodeKey, Path, RemoteInstance};
+use crate::directory::{Directory, NodeKey, Path, Policy, RemoteInstance};
 use crate::resolver::{InstanceRecord, ServiceRecord, Update};
 
 /// Ways that were looked for; `None` where there is none.
@@ -157,7 +157,7 @@ impl Node {
         }
         let outcome = self.write_service(&mut directory, record, ways);
         let members = record.instances.iter().map(|instance| &instance.address);
-        for address in record.round_robin.iter().chain(members) {
+        for address in record.addresses().chain(members) {
             if directory.knows(*address) {
                 lock(&self.parking).forgive(*address);
             }
@@ -226,7 +226,13 @@ impl Node {
             .filter_map(|instance| directory.index_of(instance.address))
             .collect();
         let members: Vec<Ipv4Addr> = record.instances.iter().map(|instance| instance.address).collect();
-        directory.set_service(&record.name, &record.round_robin, &backends, &members)?;
+        let round_robin = record
+            .round_robin
+            .iter()
+            .map(|address| (*address, Policy::RoundRobin));
+        let closest = record.closest.iter().map(|address| (*address, Policy::Closest));
+        let addresses: Vec<(Ipv4Addr, Policy)> = round_robin.chain(closest).collect();
+        directory.set_service(&record.name, &addresses, &backends, &members)?;
         Ok(complete)
     }
 
@@ -268,6 +274,7 @@ impl Node {
         if new_nodes {
             // The firewall is to guard their tunnels.
             self.upkeep_due.notify_one();
+            self.probes_due.notify_one();
         }
         Ok(complete)
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FlowFigures, Node, host_address, lock};
 use crate::dataplane::CounterRow;
-use crate::directory::{NodeView, ServiceView};
+use crate::directory::ServiceView;
 use crate::host::firewall;
 use crate::trace::{Question, Site, Trace};
 
@@ -130,14 +130,6 @@ impl Node {
     /// The service addresses that this node knows.
     pub fn services(&self) -> Vec<ServiceView> {
         self.directory().services()
-    }
-
-    /// The nodes that this node knows.
-    ///
-    /// # Errors
-    /// When the kernel refuses to show the table.
-    pub fn nodes(&self) -> anyhow::Result<Vec<NodeView>> {
-        Ok(self.directory().nodes()?)
     }
 
     /// What the data plane would do with a packet.

@@ -45,7 +45,7 @@ pub(super) fn listen(port: u16) -> anyhow::Result<UdpSocket> {
 }
 
 impl Node {
-    pub(super) async fn serve_strangers(self: Arc<Self>, socket: UdpSocket) {
+    pub(super) async fn serve_strangers(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut buffer = vec![0; usize::from(u16::MAX)];
         let questions = Arc::new(Semaphore::new(QUESTIONS));
         let claims = Arc::new(Mutex::new(Claims::default()));

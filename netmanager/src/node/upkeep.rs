@@ -167,6 +167,8 @@ impl Node {
             Confirm::WhenNew
         };
         self.refresh_all_paths(confirm).await;
+        // Nodes may have gone, or be reached by another interface.
+        self.probes_due.notify_one();
         self.install_rest().await;
         // All other changes of rules are followed as they happen.
         if round.tick && docker_user::may_change_unseen() {

@@ -71,8 +71,17 @@ pub struct ServiceRecord {
     /// The addresses whose new flows go to the instances in turn. They live as long as the service does, so
     /// a service without instances has them too.
     pub round_robin: Vec<Ipv4Addr>,
+    /// The addresses whose new flows go to the closest of the instances.
+    pub closest: Vec<Ipv4Addr>,
     /// Sorted by number.
     pub instances: Vec<InstanceRecord>,
+}
+
+impl ServiceRecord {
+    /// The addresses of the service itself, whatever they mean.
+    pub fn addresses(&self) -> impl Iterator<Item = &Ipv4Addr> {
+        self.round_robin.iter().chain(&self.closest)
+    }
 }
 
 /// What became known unasked.

@@ -36,10 +36,10 @@ pub(super) fn table(
     service_addresses: &[ServiceAddress],
 ) -> Table {
     let mut addresses = BTreeSet::new();
-    let mut round_robin = BTreeSet::new();
+    let mut services = Services::default();
     let mut instances = BTreeMap::new();
     let mut malformed = 0;
-    collect(service_addresses, &mut addresses, &mut round_robin);
+    collect(service_addresses, &mut addresses, &mut services);
 
     for row in rows {
         let row = match row {
@@ -51,7 +51,7 @@ pub(super) fn table(
                 continue;
             }
         };
-        collect(&row.service_ip, &mut addresses, &mut round_robin);
+        collect(&row.service_ip, &mut addresses, &mut services);
         addresses.extend(row.instance_ip);
         let number = row.instance_number;
         match instance(service, row) {
@@ -68,7 +68,8 @@ pub(super) fn table(
     instances.sort_by_key(|instance| (instance.number, instance.address));
     let record = ServiceRecord {
         name: service.as_str().to_owned(),
-        round_robin: round_robin.into_iter().collect(),
+        round_robin: services.round_robin.into_iter().collect(),
+        closest: services.closest.into_iter().collect(),
         instances,
     };
     Table {
@@ -182,10 +183,17 @@ fn malformed<T>(problem: impl Into<String>) -> Result<T, Skip> {
     Err(Skip::Malformed(problem.into()))
 }
 
+/// The addresses of one service by what they mean.
+#[derive(Default)]
+struct Services {
+    round_robin: BTreeSet<Ipv4Addr>,
+    closest: BTreeSet<Ipv4Addr>,
+}
+
 fn collect(
     service_addresses: &[ServiceAddress],
     addresses: &mut BTreeSet<Ipv4Addr>,
-    round_robin: &mut BTreeSet<Ipv4Addr>,
+    services: &mut Services,
 ) {
     for service_address in service_addresses {
         let Some(address) = service_address.address else {
@@ -196,9 +204,11 @@ fn collect(
             continue;
         }
         addresses.insert(address);
-        if service_address.kind == IpType::RoundRobin {
-            round_robin.insert(address);
-        }
+        match service_address.kind {
+            IpType::RoundRobin => services.round_robin.insert(address),
+            IpType::Closest => services.closest.insert(address),
+            IpType::Instance | IpType::Other(_) => continue,
+        };
     }
 }
 
@@ -340,6 +350,7 @@ mod tests {
             table.record.round_robin,
             [Ipv4Addr::new(10, 30, 55, 55), Ipv4Addr::new(10, 30, 55, 57)]
         );
+        assert_eq!(table.record.closest, [Ipv4Addr::new(10, 30, 55, 56)]);
         let numbers: Vec<u32> = table
             .record
             .instances

@@ -12,7 +12,8 @@
 //!      "namespace_ip": "10.18.0.66", "host_ip": "192.0.2.11", "host_port": 50103, "node_id": "b"}
 //!   ],
 //!   "services": [
-//!     {"name": "app.ns.server.ns", "rr": ["10.30.55.55"], "delayMilliseconds": 0,
+//!     {"name": "app.ns.server.ns", "rr": ["10.30.55.55"], "closest": ["10.30.55.56"],
+//!      "delayMilliseconds": 0,
 //!      "instances": [
 //!        {"instance_number": 0, "instance_ip": "10.30.0.3", "namespace_ip": "10.18.0.67",
 //!         "host_ip": "192.0.2.11", "host_port": 50103, "incarnation": 1}

@@ -142,6 +142,7 @@ mod tests {
         Update::Service(ServiceRecord {
             name: name.to_owned(),
             round_robin: vec![Ipv4Addr::new(10, 30, 0, octet)],
+            closest: Vec::new(),
             instances: Vec::new(),
         })
     }

@@ -171,10 +171,11 @@ pub fn change(random: &mut StdRng, node: &mut Node) {
     match random.random_range(0..4) {
         // Another instance takes the place of one.
         0 => {
-            if let Some(index) = indexes.choose(random) {
-                if let Some(instance) = node.instances.get_mut(index) {
-                    instance.incarnation += 10;
-                }
+            if let Some(instance) = indexes
+                .choose(random)
+                .and_then(|index| node.instances.get_mut(index))
+            {
+                instance.incarnation += 10;
             }
         }
         // One ends.
@@ -253,6 +254,10 @@ pub fn case(random: &mut StdRng) -> Case {
             let source = *LOCAL_ENDPOINTS.choose(random).expect("some");
             let destination = destination(random);
             ethernet(&packet(random, source, destination))
+        }
+        Hook::Uplink if random.random_bool(0.05) => {
+            let inner = probe(random);
+            datagram(random, &inner)
         }
         Hook::Uplink if random.random_bool(0.8) => {
             let source = any_shown(random);
@@ -565,6 +570,20 @@ fn datagram(random: &mut StdRng, inner: &[u8]) -> Vec<u8> {
         *OUTERS.choose(random).expect("some")
     };
     ethernet(&tunnelled(random, source, inner))
+}
+
+/// What one node asks another, or answers, or something like it.
+fn probe(random: &mut StdRng) -> Vec<u8> {
+    let kinds = [[0, 1, 0, 2], [0, 1, 0, 2], [0, 2, 0, 1], [0, 1, 0, 1]];
+    let version = if random.random_bool(0.9) { 1 } else { 2 };
+    let mut probe = vec![0x10, version];
+    probe.extend(kinds.choose(random).expect("some"));
+    probe.extend([0; 2]);
+    probe.extend(random.random::<[u8; 12]>());
+    if random.random_bool(0.1) {
+        probe.truncate(random.random_range(1..20));
+    }
+    probe
 }
 
 /// The packet in a tunnel datagram from this outer source.

@@ -53,6 +53,7 @@ impl Kernel {
             oak0_interface: OAK0,
             tunnel_port: TUNNEL_PORT,
             host_address: HOST_ADDRESS.into(),
+            probes_answered: u32::MAX,
             trace_walks: true,
         };
         let loaded = match std::env::var_os(OBJECT_VARIABLE) {

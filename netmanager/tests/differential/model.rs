@@ -9,6 +9,7 @@ mod fragments;
 mod inbound;
 mod outbound;
 mod packet;
+mod probe;
 mod published;
 
 use std::collections::{BTreeMap, BTreeSet};

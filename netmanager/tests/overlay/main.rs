@@ -17,6 +17,7 @@ mod hostile;
 mod lifecycle;
 mod look;
 mod own_processes;
+mod probes;
 mod published;
 mod registration;
 mod restart;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use aya::maps::PerCpuValues;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane_ebpf::address::TUNNEL_PORT;
+use dataplane_ebpf::probe::ANSWERED_PER_SECOND;
 use dataplane_ebpf::tables::{Flow, FlowKey, Trace};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::{CounterRow, Globals, Program, Tables, load, read_counters};
@@ -48,6 +49,7 @@ impl Outcome {
             (Self::Did(Action::Pass | Action::Stranger), _)
             | (Self::Did(Action::DeliverHost), Program::FromOak0)
             | (Self::Did(Action::Park), Program::FromHost) => PASS,
+            (Self::Did(Action::ProbeReceived), _) => SHOT,
             (Self::Did(_), _) => REDIRECT,
             (Self::Dropped(_), _) => SHOT,
         }
@@ -139,6 +141,7 @@ impl Host {
                 Site::B | Site::C => HOST_B,
             }
             .into(),
+            probes_answered: ANSWERED_PER_SECOND,
             trace_walks,
         };
         let (programs, mut tables) = load(globals, pins).expect("the kernel takes the programs");

@@ -7,6 +7,7 @@
 
 mod admission;
 mod balance;
+mod choice;
 mod connection;
 mod conversation;
 mod destinations;
@@ -30,6 +31,7 @@ mod origin;
 mod outcomes;
 mod outsiders;
 mod ports;
+mod probe;
 mod published;
 mod random;
 mod same_node;

@@ -41,6 +41,7 @@ fn u72_the_object_has_the_programs_the_maps_and_the_globals_that_netmanager_know
             "DECAPSULATION_FLAGS",
             "HOST_ADDRESS",
             "OAK0_INTERFACE",
+            "PROBES_PER_WINDOW",
             "TRACE_WALKS",
             "TUNNEL_PORT"
         ]),
@@ -50,13 +51,14 @@ fn u72_the_object_has_the_programs_the_maps_and_the_globals_that_netmanager_know
         "OAK0_INTERFACE",
         "TUNNEL_PORT",
         "HOST_ADDRESS",
+        "PROBES_PER_WINDOW",
         "TRACE_WALKS",
         "DECAPSULATION_FLAGS",
     ]
     .iter()
     .map(|name| object.symbol_by_name(name).expect("a global").size())
     .collect();
-    assert_eq!(sizes, [4, 2, 4, 4, 8]);
+    assert_eq!(sizes, [4, 2, 4, 4, 4, 8]);
 }
 
 #[test]

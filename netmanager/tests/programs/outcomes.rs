@@ -1,5 +1,6 @@
 //! Every outcome there is, reached by a packet: none is a name without a meaning.
 
+use dataplane_ebpf::probe::MARKER;
 use dataplane_ebpf::tables::{Node, Peer};
 use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
@@ -9,6 +10,7 @@ use crate::frame::{ACK, Address, ETHERNET, IPV4, Outer, Packet, RST, Transport, 
 use crate::gateway;
 use crate::host::{Context, Host, Outcome, SHOT, assert_outcome};
 use crate::outsiders::{from_stranger, stay_on_this_processor};
+use crate::probe;
 use crate::published;
 use crate::topology::{
     A, B_TO_A, C, EMPTY, HOST, INTERFACE, NEIGHBOUR, OTHER_INTERFACE, OUTER_B, S, S_SHOWN, SINGLE, Site,
@@ -125,6 +127,10 @@ fn actions() -> Vec<Case> {
             },
         ),
         Case::done(Action::IcmpUnreachable, &to(EMPTY)),
+        Case::new(Outcome::Did(Action::ProbeAnswered), probe::request()).through(Program::FromUplink),
+        Case::new(Outcome::Did(Action::ProbeReceived), probe::answer())
+            .through(Program::FromUplink)
+            .at(probe::asking),
     ]
 }
 
@@ -239,6 +245,9 @@ fn drops_on_the_way_in() -> Vec<Case> {
         Case::uplink(Reason::SourceNotOverlay, carried(from(OUTER_B))),
         Case::uplink(Reason::SourceNotOnNode, carried(from(T_SHOWN))),
         Case::uplink(Reason::DestinationNotLocal, carried(to_s)),
+        Case::uplink(Reason::ProbeMalformed, B_TO_A.around(&[MARKER])),
+        Case::uplink(Reason::ProbeUnexpected, probe::answer()),
+        Case::uplink(Reason::ProbeRate, probe::request()).at(probe::tired_of_probes),
     ]
 }
 

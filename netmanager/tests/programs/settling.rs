@@ -36,10 +36,8 @@ fn answer(transport: Transport, flags: u8) -> Vec<u8> {
 
 /// Both keys of the flow of [`request`].
 fn keys(transport: Transport) -> [FlowKey; 2] {
-    let (to, from) = match transport {
-        Transport::Ping => (0, 5000),
-        _ => (80, 5000),
-    };
+    let to = if transport == Transport::Ping { 0 } else { 80 };
+    let from = 5000;
     [key(A, from, SINGLE, to), key(S_SHOWN, to, A, from)].map(|key| FlowKey {
         protocol: transport.protocol(),
         ..key

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use super::reader::{Reader, identifier};
-use super::{Finding, ServiceDescriptor};
+use super::{AddressWish, Finding, ServiceDescriptor};
 use crate::job::Constraint;
 use crate::ports::PortMappings;
 
@@ -29,7 +29,11 @@ pub(super) fn read(service: &Reader<'_>) -> Result<ServiceDescriptor, Finding> {
         Err(error) => return Err(service.wrong("port", format!("is {ports:?}: {error}"))),
     };
     let mut warnings = Vec::new();
-    let (rr_ip, rr_ip_v6) = addresses(service, &mut warnings)?;
+    let Addresses {
+        rr_ip,
+        rr_ip_v6,
+        closest_ip,
+    } = addresses(service, &mut warnings)?;
     let constraints = constraints(service, &mut warnings)?;
     ignored(service, &mut warnings)?;
     let read = ServiceDescriptor {
@@ -49,6 +53,7 @@ pub(super) fn read(service: &Reader<'_>) -> Result<ServiceDescriptor, Finding> {
         architectures,
         rr_ip,
         rr_ip_v6,
+        closest_ip,
         constraints,
         warnings,
         given: service.whole().clone(),
@@ -121,24 +126,29 @@ fn environment(service: &Reader<'_>) -> Result<Vec<String>, Finding> {
 }
 
 /// The addresses that the service wishes for.
-fn addresses(
-    service: &Reader<'_>,
-    warnings: &mut Vec<Finding>,
-) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), Finding> {
+#[derive(Default)]
+struct Addresses {
+    rr_ip: Option<Ipv4Addr>,
+    rr_ip_v6: Option<Ipv6Addr>,
+    closest_ip: Option<AddressWish>,
+}
+
+fn addresses(service: &Reader<'_>, warnings: &mut Vec<Finding>) -> Result<Addresses, Finding> {
     let Some(addresses) = service.object("addresses")? else {
-        return Ok((None, None));
+        return Ok(Addresses::default());
     };
-    let rr_ip: Option<Ipv4Addr> = address(&addresses, "rr_ip", "an IPv4 address")?;
-    if let Some(address) = rr_ip
-        && address.octets()[..2] != [10, 30]
+    let rr_ip = service_address(&addresses, "rr_ip", "an IPv4 address")?;
+    let closest_ip = match addresses.text("closest_ip")? {
+        Some("auto") => Some(AddressWish::Any),
+        Some(_) | None => {
+            service_address(&addresses, "closest_ip", "an IPv4 address or \"auto\"")?.map(AddressWish::This)
+        }
+    };
+    if let (Some(AddressWish::This(closest)), Some(round_robin)) = (closest_ip, rr_ip)
+        && closest == round_robin
     {
-        return Err(addresses.wrong("rr_ip", format!("is {address}, which is not in 10.30.0.0/16")));
-    }
-    if let Some(address) = rr_ip
-        && matches!(address.octets()[2..], [0, 0] | [255, 255])
-    {
-        let message = format!("is {address}, which is the address of the network itself or its broadcast");
-        return Err(addresses.wrong("rr_ip", message));
+        let message = format!("is {closest}, as rr_ip is; an address has one meaning");
+        return Err(addresses.wrong("closest_ip", message));
     }
     let rr_ip_v6: Option<Ipv6Addr> = address(&addresses, "rr_ip_v6", "an IPv6 address")?;
     if let Some(address) = rr_ip_v6
@@ -149,10 +159,8 @@ fn addresses(
             format!("is {address}, which is not in fdff:2000::/21"),
         ));
     }
-    for key in ["closest_ip", "closest_ip_v6"] {
-        if !addresses.text(key)?.unwrap_or_default().is_empty() {
-            warnings.push(addresses.wrong(key, "is not acted on: only round robin balances"));
-        }
+    if !addresses.text("closest_ip_v6")?.unwrap_or_default().is_empty() {
+        warnings.push(addresses.wrong("closest_ip_v6", "is not acted on: the overlay carries IPv4"));
     }
     if !addresses.objects("instances")?.is_empty() {
         warnings.push(addresses.wrong(
@@ -160,7 +168,26 @@ fn addresses(
             "is not acted on: the root chooses instance addresses",
         ));
     }
-    Ok((rr_ip, rr_ip_v6))
+    Ok(Addresses {
+        rr_ip,
+        rr_ip_v6,
+        closest_ip,
+    })
+}
+
+/// An address that a service may have.
+fn service_address(addresses: &Reader<'_>, key: &str, wanted: &str) -> Result<Option<Ipv4Addr>, Finding> {
+    let Some(address) = address::<Ipv4Addr>(addresses, key, wanted)? else {
+        return Ok(None);
+    };
+    if address.octets()[..2] != [10, 30] {
+        return Err(addresses.wrong(key, format!("is {address}, which is not in 10.30.0.0/16")));
+    }
+    if matches!(address.octets()[2..], [0, 0] | [255, 255]) {
+        let message = format!("is {address}, which is the address of the network itself or its broadcast");
+        return Err(addresses.wrong(key, message));
+    }
+    Ok(Some(address))
 }
 
 fn address<A: FromStr>(addresses: &Reader<'_>, key: &str, wanted: &str) -> Result<Option<A>, Finding> {

@@ -24,7 +24,7 @@ impl From<String> for IpType {
     fn from(text: String) -> Self {
         match text.as_str() {
             "RR" => Self::RoundRobin,
-            "Closest" => Self::Closest,
+            "Closest" | "closest" => Self::Closest,
             "instance_ip" | "InstanceNumber" => Self::Instance,
             _ => Self::Other(text),
         }

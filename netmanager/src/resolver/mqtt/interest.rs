@@ -1,7 +1,6 @@
 //! The services that this node wants to hear of.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 use protocol::network::ServiceName;
 
@@ -167,11 +166,9 @@ impl Interests {
         self.0.contains_key(name)
     }
 
-    /// The last known addresses of a service.
-    pub(super) fn round_robin(&self, name: &ServiceName) -> Option<&[Ipv4Addr]> {
-        self.0
-            .get(name)
-            .map(|interest| interest.record.round_robin.as_slice())
+    /// What was learnt last of a service.
+    pub(super) fn record(&self, name: &ServiceName) -> Option<&ServiceRecord> {
+        self.0.get(name).map(|interest| &interest.record)
     }
 
     /// All services of interest.
@@ -182,6 +179,8 @@ impl Interests {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -190,10 +189,7 @@ mod tests {
         assert_eq!(interests.learn(&name(), &record(1)), Learned::New);
         assert_eq!(interests.learn(&name(), &record(1)), Learned::Unchanged);
         assert_eq!(interests.learn(&name(), &record(2)), Learned::Changed);
-        assert_eq!(
-            interests.round_robin(&name()),
-            Some(record(2).round_robin.as_slice())
-        );
+        assert_eq!(interests.record(&name()), Some(&record(2)));
         assert!(interests.remove(&name()));
         assert_eq!(interests.learn(&name(), &record(2)), Learned::New);
     }
@@ -248,6 +244,7 @@ mod tests {
         ServiceRecord {
             name: name().into_string(),
             round_robin,
+            closest: Vec::new(),
             instances: Vec::new(),
         }
     }

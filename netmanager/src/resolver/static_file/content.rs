@@ -35,6 +35,8 @@ struct ServiceEntry {
     #[serde(default)]
     rr: Vec<Ipv4Addr>,
     #[serde(default)]
+    closest: Vec<Ipv4Addr>,
+    #[serde(default)]
     delay_milliseconds: u64,
     #[serde(default)]
     instances: Vec<InstanceRow>,
@@ -111,24 +113,30 @@ impl Service {
         for row in &entry.instances {
             check_row(&entry.name, row)?;
         }
-        let round_robin = |address: Ipv4Addr| {
+        let service_address = |key: &str, kind, address: Ipv4Addr| {
             if !dataplane_ebpf::address::is_service_or_instance(address.octets()) {
                 return Err(format!(
-                    "service {}: rr {address} is not in 10.30.0.0/16",
+                    "service {}: {key} {address} is not in 10.30.0.0/16",
                     entry.name
                 ));
             }
             Ok(ServiceAddress {
-                kind: IpType::RoundRobin,
+                kind,
                 address: Some(address),
                 address_v6: None,
             })
         };
-        let service_addresses: Vec<_> = entry
+        let round_robin = entry
             .rr
             .iter()
-            .copied()
-            .map(round_robin)
+            .map(|address| ("rr", IpType::RoundRobin, *address));
+        let closest = entry
+            .closest
+            .iter()
+            .map(|address| ("closest", IpType::Closest, *address));
+        let service_addresses: Vec<_> = round_robin
+            .chain(closest)
+            .map(|(key, kind, address)| service_address(key, kind, address))
             .collect::<Result<_, _>>()?;
         let rows = entry.instances.into_iter().map(Lenient::from).collect();
         let table = rows::table(&entry.name, rows, &service_addresses);

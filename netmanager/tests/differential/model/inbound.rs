@@ -1,6 +1,7 @@
 //! What comes from a wire.
 
 use super::packet::{self, ETHERNET, Header, UDP};
+use super::probe;
 use super::{
     Address, Arrival, Key, Name, Node, Walked, in_overlay, is_service_or_instance, passed, unchanged,
 };
@@ -24,7 +25,7 @@ impl Node {
         } else if self.is_tunnel_datagram(arrival, &outer) {
             return self.datagram(arrival, &outer);
         }
-        let sent = self.to_published(arrival, &outer)?;
+        let sent = self.ask_publisher(arrival, &outer)?;
         Ok(sent.unwrap_or_else(|| passed(arrival)))
     }
 
@@ -62,12 +63,20 @@ impl Node {
 
     fn datagram(&mut self, arrival: &Arrival<'_>, outer: &Header) -> Walked {
         check_outer(arrival, outer)?;
+        let payload = &arrival.frame[ETHERNET + OVERHEAD..ETHERNET + outer.total];
+        let is_probe = payload.first() == Some(&probe::MARK);
+        if is_probe && !self.peers.contains_key(&outer.source) {
+            return Err("UNKNOWN_PEER");
+        }
         let Some((group, interface)) = self.peers.get(&outer.source).copied() else {
             // Or not, where there were many: see `is_stranger`.
             return Ok(unchanged("STRANGER", arrival));
         };
         if interface != arrival.interface {
             return Err("WRONG_INTERFACE");
+        }
+        if is_probe {
+            return probe::walk(arrival, payload);
         }
         self.carried(arrival, outer, group)
     }

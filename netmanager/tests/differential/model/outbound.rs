@@ -127,7 +127,7 @@ impl Node {
                 _ => Err("NOT_A_SERVICE"),
             };
         }
-        if is_from_endpoint && let Some(sent) = self.to_published(arrival, header)? {
+        if is_from_endpoint && let Some(sent) = self.ask_publisher(arrival, header)? {
             return Ok(sent);
         }
         self.world(arrival, header)

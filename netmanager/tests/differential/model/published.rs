@@ -18,12 +18,12 @@ impl Node {
         let Ok(header) = packet::header(&arrival.frame[ETHERNET..]) else {
             return Ok(passed(arrival));
         };
-        let sent = self.to_published(arrival, &header)?;
+        let sent = self.ask_publisher(arrival, &header)?;
         Ok(sent.unwrap_or_else(|| passed(arrival)))
     }
 
     /// What goes to a published port; nothing, where the packet is none of its business.
-    pub(super) fn to_published(
+    pub(super) fn ask_publisher(
         &mut self,
         arrival: &Arrival<'_>,
         header: &Header,

@@ -121,9 +121,10 @@ impl Core {
             Some(QueryKey::Name(_) | QueryKey::Address(_)) | None => {}
         }
         if table.addresses.is_empty()
-            && let Some(known) = self.interests.round_robin(&name)
+            && let Some(known) = self.interests.record(&name)
         {
-            table.record.round_robin = known.to_vec();
+            table.record.round_robin.clone_from(&known.round_robin);
+            table.record.closest.clone_from(&known.closest);
         }
         self.learn(name, table);
     }
