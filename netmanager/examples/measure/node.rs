@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::Ebpf;
 use aya::maps::{MapData, MapInfo};
 use dataplane_ebpf::address::TUNNEL_PORT;
+use dataplane_ebpf::probe::ANSWERED_PER_SECOND;
 use netmanager::dataplane::{Globals, Program, Tables, classifier, load};
 
 use crate::frame::{ACK, Address, PSH, Packet, SYN, Transport};
@@ -45,6 +46,7 @@ impl Node {
             tunnel_port: TUNNEL_PORT,
             host_address: HOST.into(),
             trace_walks: false,
+            probes_answered: ANSWERED_PER_SECOND,
         };
         let (programs, mut tables) = load(globals, &[]).context("cannot load the programs")?;
         topology::fill(&mut tables, Site::A);
