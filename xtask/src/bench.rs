@@ -18,7 +18,7 @@ const SYSTEM: &str = "system";
 /// What the bench calls the measurement that needs the programs, and a way to run them on one packet.
 const PROGRAMS: &str = "programs";
 
-/// Builds programs, daemons and the bench in release mode, and runs a measurement.
+/// Builds programs, daemons and the bench as they are delivered, and runs a measurement.
 ///
 /// All that follows goes to the bench: `cargo xtask bench overlay --json FILE` writes the figures of the overlay
 /// against plain routing, `cargo xtask bench programs` measures what each program costs per packet,
@@ -39,8 +39,15 @@ pub fn run(options: Options) -> Result<()> {
     let (needs_all, needs_programs) = (asks_for(SYSTEM), asks_for(PROGRAMS));
     let object = programs::build()?;
     let mut build = cargo()?;
-    build.args(["build", "--locked", "--release", "-p", "bench"]);
-    let mut bench = Command::new(binary("release", "bench")?);
+    build.args(["build", "--locked", "-p", "bench", "-p", "netmanager"]);
+    if needs_programs {
+        // The kernel takes the time itself: how the rest is built makes no difference.
+        build.args(["--bin", "bench", "--example", "measure"]);
+    } else {
+        build.arg("--release");
+    }
+    let profile = if needs_programs { "debug" } else { "release" };
+    let mut bench = Command::new(binary(profile, "bench")?);
     bench.args(arguments);
     if needs_all {
         setup::ensure_complete()?;
@@ -48,16 +55,9 @@ pub fn run(options: Options) -> Result<()> {
             .env(PROGRAMS_VARIABLE, daemons::build(Profile::Release)?)
             .env(FOLDER_VARIABLE, images::ensure()?);
     } else if needs_programs {
-        // The kernel takes the time itself, so that it makes no difference how the rest was built.
-        execute(
-            cargo()?
-                .args(["build", "--locked", "-p", "netmanager", "--example", "measure"])
-                .env(OBJECT_VARIABLE, &object),
-        )?;
-        bench.env("MEASURE", binary("debug", "examples/measure")?);
+        bench.env("MEASURE", binary(profile, "examples/measure")?);
     } else {
-        build.args(["-p", "netmanager"]);
-        bench.env("NETMANAGER", binary("release", "NetManager")?);
+        bench.env("NETMANAGER", binary(profile, "NetManager")?);
     }
     execute(build.env(OBJECT_VARIABLE, object))?;
     // In the folder it is called from, so that a file it is to write is found there.
