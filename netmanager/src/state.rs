@@ -9,6 +9,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -23,6 +24,10 @@ use crate::host::sysctl::Sysctls;
 const VERSION: u32 = 1;
 const FILE: &str = "state.json";
 const LOCK: &str = "lock";
+/// How long a lock that is held is waited for: a child that a killed process was about to start has it until it becomes
+/// another program. The kernel tells nobody when it is free.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How names of files begin that are being written.
 const UNFINISHED: &str = ".state-";
 
@@ -168,20 +173,26 @@ impl Store {
     pub fn open(folder: &Path) -> Result<Self, StateError> {
         fs::create_dir_all(folder).map_err(failed("creating", folder))?;
         let path = folder.join(LOCK);
-        let file = fs::File::create(&path).map_err(failed("creating", &path))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => {
-                remove_unfinished(folder).map_err(failed("cleaning", folder))?;
-                Ok(Self {
-                    folder: folder.to_owned(),
-                    _lock: lock,
-                })
+        let mut file = fs::File::create(&path).map_err(failed("creating", &path))?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        let lock = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                Err((back, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = back,
+                Err((_file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    return Err(StateError::Locked {
+                        path: folder.display().to_string(),
+                    });
+                }
+                Err((_file, errno)) => return Err(failed("locking", &path)(errno.into())),
             }
-            Err((_file, nix::errno::Errno::EWOULDBLOCK)) => Err(StateError::Locked {
-                path: folder.display().to_string(),
-            }),
-            Err((_file, errno)) => Err(failed("locking", &path)(errno.into())),
-        }
+            std::thread::sleep(LOCK_PAUSE);
+        };
+        remove_unfinished(folder).map_err(failed("cleaning", folder))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// The state that was saved last, or an empty one.
