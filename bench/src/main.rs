@@ -1,9 +1,10 @@
-//! Measures the overlay against plain routing and the system beside its Docker, on hosts made of network namespaces.
+//! Measures the overlay against plain routing, the system beside its Docker, and the programs packet by packet.
 
 mod interrupt;
 mod load;
 mod machine;
 mod overlay;
+mod programs;
 mod statistics;
 mod system;
 
@@ -20,12 +21,14 @@ use clap::Parser;
 #[command(name = "bench", version)]
 enum Verb {
     Overlay(overlay::Options),
+    Programs(programs::Options),
     System(system::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Verb::parse() {
         Verb::Overlay(options) => overlay::run(options),
+        Verb::Programs(options) => programs::run(options),
         Verb::System(options) => system::run(options),
     };
     outcome.unwrap_or_else(|error| {

@@ -36,6 +36,27 @@ impl Estimate {
     }
 }
 
+/// How a figure stands to its bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Holds,
+    /// It does not hold, but the interval reaches the bar.
+    Unsure,
+    Missed,
+}
+
+impl Verdict {
+    /// Of a figure that is to be at most `bar`, with the lower end of its interval.
+    pub fn at_most(bar: f64, value: f64, low: f64) -> Self {
+        match (value <= bar, low <= bar) {
+            (true, _) => Self::Holds,
+            (false, true) => Self::Unsure,
+            (false, false) => Self::Missed,
+        }
+    }
+}
+
 /// The middle value, or the mean of the two in the middle.
 pub fn median(values: &[f64]) -> Result<f64> {
     ensure!(!values.is_empty(), "the median of nothing");

@@ -21,10 +21,11 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use self::footprint::{Process, look};
-use self::report::{Report, Verdict, of_footprints, of_starts};
+use self::report::{Report, of_footprints, of_starts};
 use self::starts::Stage;
 use crate::interrupt;
 use crate::machine::{busy_share, kernel_release, processors_online};
+use crate::statistics::Verdict;
 
 /// How long the machine is looked at before anything runs.
 const QUIET_LOOK: Duration = Duration::from_secs(1);

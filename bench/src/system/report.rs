@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::footprint::Footprint;
 use super::starts::{LOOK, Starts};
-use crate::statistics::{Pair, bootstrap, median};
+use crate::statistics::{Pair, Verdict, bootstrap, median};
 
 /// Samples that are drawn for an interval.
 const RESAMPLES: usize = 10_000;
@@ -57,16 +57,6 @@ pub struct Row {
     pub rounds: Vec<Pair>,
 }
 
-/// How a figure stands to its bar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    Holds,
-    /// It does not hold, but the interval reaches the bar.
-    Unsure,
-    Missed,
-}
-
 impl Row {
     fn plain(figure: String, value: f64, unit: &'static str, at_most: Option<f64>) -> Self {
         Self::with_interval(figure, value, None, unit, at_most)
@@ -81,11 +71,7 @@ impl Row {
     ) -> Self {
         let verdict = at_most.map(|bar| {
             let low = interval.map_or(value, |(low, _high)| low);
-            match (value <= bar, low <= bar) {
-                (true, _) => Verdict::Holds,
-                (false, true) => Verdict::Unsure,
-                (false, false) => Verdict::Missed,
-            }
+            Verdict::at_most(bar, value, low)
         });
         Self {
             figure,

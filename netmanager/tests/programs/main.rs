@@ -7,6 +7,7 @@
 
 mod admission;
 mod balance;
+mod budget;
 mod choice;
 mod connection;
 mod conversation;
