@@ -230,11 +230,12 @@ impl Directory {
             return Ok(None);
         };
         let node = self.tables.nodes.get(&known.index, 0);
-        node.map(|node| Some(node.mtu)).map_err(|source| DataplaneError::Map {
-            name: "NODES",
-            operation: "reading",
-            source,
-        })
+        node.map(|node| Some(node.mtu))
+            .map_err(|source| DataplaneError::Map {
+                name: "NODES",
+                operation: "reading",
+                source,
+            })
     }
 
     /// Whether tunnel datagrams from this address are taken.

@@ -528,7 +528,7 @@ fn sealed(mut packet: Vec<u8>) -> Vec<u8> {
     packet[10..12].copy_from_slice(&(!sum).to_be_bytes());
     let at = match protocol {
         6 => 16,
-        17 if packet[length + 3] % 2 == 0 || packet.len() % 2 == 0 => 6,
+        17 if packet[length + 3].is_multiple_of(2) || packet.len().is_multiple_of(2) => 6,
         1 => 2,
         _ => return packet,
     };

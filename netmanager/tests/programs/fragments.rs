@@ -5,7 +5,7 @@ use dataplane_ebpf::verdict::{Action, DropReason};
 use netmanager::dataplane::Program;
 
 use crate::frame::{ACK, Address, Outer, Packet, SYN, Transport, inner, ports};
-use crate::host::{Context, Host, PASS, REDIRECT, SHOT, WAYS_OUT, run};
+use crate::host::{Context, Host, Outcome, PASS, REDIRECT, SHOT, WAYS_OUT, assert_outcome, run};
 use crate::outsiders::{from_stranger, stay_on_this_processor};
 use crate::published;
 use crate::topology::{
@@ -454,11 +454,12 @@ fn p04_fragments_that_may_not_go_on_are_refused_like_their_first() {
         ..long(Transport::Udp)
     };
     let out = fragments(&none, SIZE);
-    node.drops(
+    let told = node.run(Program::FromEndpoint, &out[0].frame());
+    assert_outcome(
         "first",
         Program::FromEndpoint,
-        &out[0].frame(),
-        DropReason::NoBackend,
+        &told,
+        Outcome::Did(Action::IcmpUnreachable),
     );
     node.drops(
         "later",
