@@ -100,8 +100,8 @@ const MUTANTS: [Mutant; 17] = [
     Mutant {
         name: "the tunnel's headers are forgotten in the MTU",
         file: "programs/encap.rs",
-        right: "longest + OVERHEAD > node.mtu as usize",
-        wrong: "longest > node.mtu as usize",
+        right: "longest + OVERHEAD <= node.mtu as usize",
+        wrong: "longest <= node.mtu as usize",
     },
     Mutant {
         name: "a first fragment overtakes those that wait for it",
