@@ -16,6 +16,7 @@
 //!   it all.
 
 pub mod api;
+pub mod clock;
 pub mod config;
 pub mod dataplane;
 pub mod directory;

@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 
 use dataplane_ebpf::tables::{Counter, THIS_NODE, capacity, node_flags};
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::Directory;
+use crate::clock::monotonic_nanoseconds;
 use crate::dataplane::{CounterRow, DataplaneError, read_all_counters};
 use crate::trace::{Question, Site, Trace, trace};
 
@@ -62,9 +62,7 @@ impl Directory {
     /// # Errors
     /// When the kernel refuses to read the table.
     pub fn nodes(&self) -> Result<Vec<NodeView>, DataplaneError> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-            now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()
-        });
+        let now = monotonic_nanoseconds();
         let mut views = Vec::with_capacity(self.nodes.len());
         for (key, known) in &self.nodes {
             let node = self

@@ -1,27 +1,19 @@
-//! The flows of the node, read from the kernel's tables.
-//!
-//! Through handles of their own: a walk over a large table holds up nothing else.
+//! The flows of the node, for people.
 
-use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use aya::maps::{HashMap, Map, MapData, MapError};
-use dataplane_ebpf::tables::{Flow, FlowKey, capacity, state};
-use nix::time::{ClockId, clock_gettime};
+use dataplane_ebpf::tables::{Flow, FlowKey, state};
 use serde::{Deserialize, Serialize};
 
+use super::Node;
 use super::watch::protocol_name;
-use super::{Node, lock};
-use crate::dataplane::Pins;
+use crate::clock::monotonic_nanoseconds;
+use crate::flows::{FlowStore as _, Table, rested};
 use crate::trace::Protocol;
 
 /// Flows that are shown unless more are asked for.
 const LIMIT: usize = 100;
-/// How long a count of the flows is good enough for metrics.
-const COUNT_AGAIN: Duration = Duration::from_secs(10);
 
 /// Which flows to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,18 +60,6 @@ pub struct FlowView {
     pub idle_seconds: u64,
 }
 
-/// How many flows there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowCount {
-    /// Entries in `FLOWS`: two for each flow in which both sides have spoken.
-    pub settled: u64,
-    /// Entries in `UNANSWERED`: two for each of the others.
-    pub unanswered: u64,
-}
-
-/// A count, and when it was made.
-pub(super) type Counted = Option<(Instant, FlowCount)>;
-
 impl Node {
     /// The flows that match, at most as many as asked for.
     ///
@@ -98,9 +78,9 @@ impl Node {
         let limit = filter.limit.unwrap_or(LIMIT);
         let mut flows = Vec::new();
         let mut more = 0;
-        for (name, is_settled) in [("FLOWS", true), ("UNANSWERED", false)] {
-            each(&self.registration.node_id, name, |key, flow| {
-                if flow.state & state::REVERSE != 0 || !matches(filter, services, &key) {
+        for (table, is_settled) in [(Table::Flows, true), (Table::Unanswered, false)] {
+            self.flow_maps.for_each(table, &mut |key, flow| {
+                if flow.state & state::REVERSE != 0 || !matches(filter, services, key) {
                     return;
                 }
                 // Looked up only where it is needed: there may be hundreds of thousands.
@@ -108,7 +88,7 @@ impl Node {
                     more += 1;
                     return;
                 }
-                let view = self.flow_view(&key, &flow, is_settled);
+                let view = self.flow_view(key, flow, is_settled);
                 let leads_to = |wanted: Ipv4Addr| {
                     wanted == view.destination
                         || view.instance == Some(wanted)
@@ -136,10 +116,6 @@ impl Node {
         let directory = self.directory();
         let destination = Ipv4Addr::from(key.destination);
         let place = directory.instance_of_flow(flow.instance, flow.incarnation);
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| {
-            now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()
-        });
-        let idle = now.saturating_sub(u64::from(flow.last_seen) << 30) / 1_000_000_000;
         FlowView {
             protocol: protocol_name(key.protocol),
             source: key.source.into(),
@@ -152,31 +128,8 @@ impl Node {
             state: words(flow.state, is_settled, place.is_some()),
             node: place.and_then(|place| place.2),
             seen_port: u16::from_be_bytes(flow.port),
-            idle_seconds: idle,
+            idle_seconds: rested(monotonic_nanoseconds(), flow.last_seen).as_secs(),
         }
-    }
-
-    /// How many flows there are, counted within the last ten seconds.
-    ///
-    /// # Errors
-    /// When the kernel refuses to show a table.
-    pub async fn flow_count(self: &Arc<Self>) -> anyhow::Result<FlowCount> {
-        let counted = *lock(&self.flows_counted);
-        if let Some((when, count)) = counted
-            && when.elapsed() < COUNT_AGAIN
-        {
-            return Ok(count);
-        }
-        let node_id = self.registration.node_id.clone();
-        let count = tokio::task::spawn_blocking(move || {
-            anyhow::Ok(FlowCount {
-                settled: count(&node_id, "FLOWS")?,
-                unanswered: count(&node_id, "UNANSWERED")?,
-            })
-        })
-        .await??;
-        *lock(&self.flows_counted) = Some((Instant::now(), count));
-        Ok(count)
     }
 }
 
@@ -211,40 +164,4 @@ fn words(bits: u8, is_settled: bool, has_instance: bool) -> Vec<String> {
         (!has_instance).then_some("instance gone"),
     ];
     words.into_iter().flatten().map(str::to_owned).collect()
-}
-
-fn open(node_id: &str, name: &str) -> anyhow::Result<HashMap<MapData, FlowKey, Flow>> {
-    let path = Pins::of(node_id).map(name);
-    let map = MapData::from_pin(&path).and_then(Map::from_map_data);
-    map.and_then(HashMap::try_from)
-        .with_context(|| format!("opening {}", path.display()))
-}
-
-/// Hands each entry of a table of flows on, once. A table that changes meanwhile is seen in part.
-fn each(node_id: &str, name: &str, mut visit: impl FnMut(FlowKey, Flow)) -> anyhow::Result<()> {
-    let map = open(node_id, name)?;
-    let mut seen = HashSet::new();
-    // When an entry is removed while the walk is at it, the kernel begins anew.
-    for entry in map.iter().take(2 * capacity::FLOWS as usize) {
-        match entry {
-            Ok((key, flow)) => {
-                if seen.insert(key) {
-                    visit(key, flow);
-                }
-            }
-            Err(MapError::KeyNotFound | MapError::ElementNotFound) => {}
-            Err(error) => return Err(error).with_context(|| format!("reading {name}")),
-        }
-    }
-    Ok(())
-}
-
-fn count(node_id: &str, name: &str) -> anyhow::Result<u64> {
-    let keys = open(node_id, name)?;
-    let number = keys
-        .keys()
-        .take(2 * capacity::FLOWS as usize)
-        .filter(Result::is_ok)
-        .count();
-    Ok(number as u64)
 }

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use tokio::time::MissedTickBehavior;
 
 use super::idleness::Idleness;
-use super::paths::monotonic_nanoseconds;
 use super::{Node, lock};
+use crate::clock::monotonic_nanoseconds;
 use crate::directory::ServiceUse;
-use crate::flows::{Crossing, Fill, FlowMaps, Level, Scope, Sweep, Watermark, reminder, rested, sweep};
+use crate::flows::{Crossing, Fill, Level, Scope, Sweep, Watermark, reminder, rested, sweep};
 use crate::resolver::InstanceRecord;
 
 /// How often flows are looked at at most while instances end all the time.
@@ -79,8 +79,7 @@ impl Flows {
 
 impl Node {
     /// Looks at all flows every few seconds, and at once when an instance has ended.
-    pub(super) async fn serve_flows(self: Arc<Self>, maps: FlowMaps) {
-        let maps = Arc::new(maps);
+    pub(super) async fn serve_flows(self: Arc<Self>) {
         let endings = self.directory().endings();
         let mut due = tokio::time::interval(self.config.sweep_every);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -90,7 +89,7 @@ impl Node {
                 _ = due.tick() => true,
                 () = endings.notified() => false,
             };
-            if let Some(swept) = self.sweep_flows(&maps).await {
+            if let Some(swept) = self.sweep_flows().await {
                 let figures = self.flows.note(&swept);
                 tell_crossing(watermark.note(figures.answered), figures.answered);
                 self.remind(&swept).await;
@@ -102,7 +101,7 @@ impl Node {
         }
     }
 
-    async fn sweep_flows(&self, maps: &Arc<FlowMaps>) -> Option<Sweep> {
+    async fn sweep_flows(&self) -> Option<Sweep> {
         // A table that is about to be full would refuse new flows, which is worse than what an early look could do.
         let is_nearly_full = self.flows.figures().answered.level() > Level::Ample;
         let scope = if self.flows.is_synced() || is_nearly_full {
@@ -110,7 +109,7 @@ impl Node {
         } else {
             Scope::OfGoneInstances
         };
-        let (maps, lifetimes) = (maps.clone(), self.config.lifetimes);
+        let (maps, lifetimes) = (self.flow_maps.clone(), self.config.lifetimes);
         let swept =
             tokio::task::spawn_blocking(move || sweep(&*maps, monotonic_nanoseconds(), &lifetimes, scope));
         match swept.await {

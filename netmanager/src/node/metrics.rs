@@ -154,10 +154,11 @@ impl Node {
             "Entries in use in a map of the data plane",
         );
         let room = gauges(registry, "map_capacity", "Entries that the map has room for");
-        let count = self.flow_count().await?;
+        let flow_figures = self.flows.figures();
+        let (settled, unanswered) = (flow_figures.answered.used, flow_figures.unanswered.used);
         let flows = [
-            ("FLOWS", count.settled, FLOWS),
-            ("UNANSWERED", count.unanswered, UNANSWERED),
+            ("FLOWS", settled.into(), FLOWS),
+            ("UNANSWERED", unanswered.into(), UNANSWERED),
         ];
         let fill = self.directory().fill();
         let others = fill.into_iter().map(|fill| (fill.map, fill.used, fill.entries));
@@ -172,9 +173,9 @@ impl Node {
             "Flows: settled ones, in which both sides have spoken, and others",
         );
         // Each flow has an entry for each direction.
-        for (state, entries) in [("settled", count.settled), ("unanswered", count.unanswered)] {
+        for (state, entries) in [("settled", settled), ("unanswered", unanswered)] {
             let flows = entries.div_ceil(2);
-            set(&gauge, vec![("state", state.to_owned())], flows as f64);
+            set(&gauge, vec![("state", state.to_owned())], f64::from(flows));
         }
         let watchers = self.watchers() as f64;
         single(registry, "watchers", "Who watches what happens", watchers);

@@ -53,6 +53,7 @@ use crate::dataplane::{Attachment, Dataplane, Globals, Pins, Program};
 use crate::directory::{Directory, LocalEndpoint};
 use crate::driver;
 use crate::endpoint::Fault;
+use crate::flows::FlowMaps;
 use crate::host::changes::Changes;
 use crate::host::docker_user::{self, DockerUserOptions};
 use crate::host::oak0::{self, Oak0, Oak0Options};
@@ -75,7 +76,7 @@ use watch::Watch;
 
 pub use attach::{AttachError, Deploy, Place};
 pub use docker::{DockerPlace, DockerWish};
-pub use flow_views::{FlowCount, FlowFilter, FlowView, FlowsView};
+pub use flow_views::{FlowFilter, FlowView, FlowsView};
 pub use flows::FlowFigures;
 pub use metrics::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 pub(crate) use restore::remove_from_kernel;
@@ -141,7 +142,7 @@ pub struct Node {
     names_due: Notify,
     flows: Flows,
     watch: Watch,
-    flows_counted: Mutex<flow_views::Counted>,
+    flow_maps: Arc<FlowMaps>,
     metrics: Metrics,
     faults: Faults,
     stop: CancellationToken,
@@ -275,7 +276,7 @@ impl Node {
             names_due: Notify::new(),
             flows: Flows::default(),
             watch,
-            flows_counted: Mutex::default(),
+            flow_maps: Arc::new(flow_maps),
             metrics: Metrics::default(),
             faults,
             stop: CancellationToken::new(),
@@ -301,7 +302,7 @@ impl Node {
         node.spawn(|node| node.serve_strangers(tunnel_socket.clone()));
         node.spawn(|node| node.serve_probes(tunnel_socket));
         node.spawn(|node| node.serve_path_mtus(path_mtus));
-        node.spawn(|node| node.serve_flows(flow_maps));
+        node.spawn(|node| node.serve_flows());
         node.spawn(|node| node.serve_events(events.ring));
         tracing::info!(node = node.registration.node_id, subnet = %node.registration.subnet, "the data plane is in place");
         Ok(node)

@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use dataplane_ebpf::tables::node_flags;
-use nix::time::{ClockId, clock_gettime};
 
 use super::{Node, lock};
+use crate::clock::monotonic_nanoseconds;
 use crate::directory::{Ethernet, NodeKey, Path};
 use crate::host::uplink::{self, PathTo};
 
@@ -146,12 +146,6 @@ impl Node {
             }
         }
     }
-}
-
-/// The clock that the programs read.
-pub(super) fn monotonic_nanoseconds() -> u64 {
-    // Every Linux has this clock; were it missing, no address would be valid, which is safe.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use dataplane_ebpf::probe::Probe;
 use tokio::net::UdpSocket;
 use tokio::time::sleep;
 
-use super::paths::monotonic_nanoseconds;
 use super::{Node, lock};
+use crate::clock::monotonic_nanoseconds;
 use crate::dataplane::DataplaneError;
 use crate::directory::{KnownPath, NodeKey, NodeView};
 use crate::probes::{Event, Request, Target};

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dataplane_ebpf::tables::{Event, event_kind};
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::broadcast;
@@ -18,6 +17,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_util::sync::CancellationToken;
 
 use super::{Node, lock};
+use crate::clock::monotonic_nanoseconds;
 use crate::dataplane::{DataplaneError, EVENTS_PER_WINDOW, EventRing, EventSettings};
 
 /// Events that wait for a watcher that is slow; what it misses then is counted for it.
@@ -174,7 +174,7 @@ impl Node {
 
     fn show(&self, events: &[Event]) -> Vec<EventView> {
         let now = now_ms();
-        let monotonic = monotonic_ms();
+        let monotonic = monotonic_nanoseconds() / 1_000_000;
         let mut interfaces = HashMap::new();
         let directory = self.directory();
         let view = |event: &Event| {
@@ -344,13 +344,6 @@ pub fn interface_name(index: u32) -> String {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// The clock of the programs, in ms.
-fn monotonic_ms() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        (now.tv_sec().cast_unsigned() * 1_000).saturating_add(now.tv_nsec().cast_unsigned() / 1_000_000)
-    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use dataplane_ebpf::tables::{
 use dataplane_ebpf::verdict::{Action, DropReason, Hook};
 
 use super::{Outcome, Walk, Walked};
+use crate::clock::monotonic_nanoseconds;
 use crate::dataplane::DataplaneError;
 
 /// Where a packet goes that is not dropped on the spot.
@@ -240,7 +241,7 @@ impl Walk<'_> {
             return Ok(Err(DropReason::NodeUnknown));
         }
         let interface = crate::node::interface_name(node.interface);
-        let neighbour = if monotonic_ns() < node.valid_until {
+        let neighbour = if monotonic_nanoseconds() < node.valid_until {
             "with the Ethernet header kept"
         } else {
             "by way of the kernel's neighbour table"
@@ -296,12 +297,4 @@ impl Walk<'_> {
             Action::Deliver
         }))
     }
-}
-
-/// The clock of the programs.
-fn monotonic_ns() -> u64 {
-    use nix::time::{ClockId, clock_gettime};
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        (now.tv_sec().cast_unsigned() * 1_000_000_000).saturating_add(now.tv_nsec().cast_unsigned())
-    })
 }

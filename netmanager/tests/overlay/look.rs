@@ -257,7 +257,11 @@ fn figures_agree_with_what_the_verbs_show() {
         "{text}"
     );
     assert!(service("sent", "bytes") > 3.0 * 54.0);
-    assert!(figure(&text, "oakestra_flows{state=\"settled\"}") >= 1.0);
+    // Flows are looked at every ten seconds.
+    lab::wait_for("the flows to be counted", 2 * DEADLINE, || {
+        Ok(figure(&figures(near), "oakestra_flows{state=\"settled\"}") >= 1.0)
+    })
+    .expect("counted");
     assert!(figure(&text, "oakestra_map_entries{map=\"ENDPOINTS\"}") >= 2.0);
     assert!(figure(&text, "oakestra_map_capacity{map=\"FLOWS\"}") > 1_000.0);
     assert!(figure(&text, "oakestra_resolution_seconds_count{outcome=\"installed\"}") >= 1.0);
